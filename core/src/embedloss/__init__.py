@@ -1,0 +1,50 @@
+"""Train text-embedding models and rerankers; losses are plugins.
+
+Importing this package is cheap: torch is loaded when a name that needs it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from embedloss import formats
+from embedloss.errors import EmbedlossError
+from embedloss.hookspecs import hookimpl
+from embedloss.spec import LossSpec
+
+if TYPE_CHECKING:
+    from embedloss.embeddings import Embeddings
+    from embedloss.encoders import Encoder, load_encoder
+    from embedloss.loss import Loss, LossOutput, Modifier, ScoreLoss
+    from embedloss.registry import create_loss, list_losses
+    from embedloss.training import Trainer, TrainingArguments, TrainingStep
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Embeddings": "embedloss.embeddings",
+    "Encoder": "embedloss.encoders",
+    "load_encoder": "embedloss.encoders",
+    "Loss": "embedloss.loss",
+    "LossOutput": "embedloss.loss",
+    "Modifier": "embedloss.loss",
+    "ScoreLoss": "embedloss.loss",
+    "create_loss": "embedloss.registry",
+    "list_losses": "embedloss.registry",
+    "Trainer": "embedloss.training",
+    "TrainingArguments": "embedloss.training",
+    "TrainingStep": "embedloss.training",
+}
+
+__all__ = ["EmbedlossError", "LossSpec", "formats", "hookimpl", "__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'embedloss' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

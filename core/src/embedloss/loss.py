@@ -1,0 +1,430 @@
+"""The loss protocol. A loss is a function of embeddings (or scores) and labels; it never holds, sees or patches a model."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from embedloss.embeddings import Embeddings, Scores
+from embedloss.errors import EmbedlossError
+from embedloss.expression import literal
+from embedloss.formats import LABELS, DataFormat
+from embedloss.schedules import Schedule
+from embedloss.similarity import pairwise
+from embedloss.spec import LossSpec
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returns.
+
+    Args:
+        total: scalar that is differentiated.
+        terms: the parts that add up to it, detached, by name ("loss" for a loss of one part, "192/loss", ...).
+        metrics: further numbers that are logged and never enter the total, detached.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, result: LossOutput | Tensor | Mapping[str, Tensor], **metrics: Tensor) -> LossOutput:
+        """From what `compute` returned: a scalar, named terms that are summed, or a ready output."""
+        if isinstance(result, LossOutput):
+            return result
+        terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
+        total = torch.stack([t.reshape(()) for t in terms.values()]).sum() if len(terms) > 1 else next(iter(terms.values()))
+        return cls(total, {k: t.detach() for k, t in terms.items()}, {k: torch.as_tensor(m).detach() for k, m in metrics.items()})
+
+    @classmethod
+    def weighted(cls, parts: Iterable[tuple[float | Tensor, str, LossOutput]]) -> LossOutput:
+        """The weighted sum of outputs; each part's terms (unweighted) and metrics are kept under its prefix.
+
+        Args:
+            parts: (weight, prefix, output); two equal prefixes get a number.
+        """
+        total: Tensor | None = None
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        seen: dict[str, int] = {}
+        for weight, prefix, output in parts:
+            seen[prefix] = seen.get(prefix, 0) + 1
+            name = prefix if seen[prefix] == 1 else f"{prefix}#{seen[prefix]}"
+            value = output.total * weight
+            total = value if total is None else total + value
+            terms.update({f"{name}/{k}": t for k, t in output.terms.items()})
+            metrics.update({f"{name}/{k}": m for k, m in output.metrics.items()})
+        if total is None:
+            raise ValueError("no parts to sum")
+        return cls(total, terms, metrics)
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a loss needs beside the final embeddings. The training step provides it.
+
+    Args:
+        layers: every layer's embeddings.
+        twin: embeddings of a trainable copy of the encoder.
+        guides: frozen helpers whose embeddings are wanted: folders, hub ids or `Encoder` objects; also the keys of
+            `Embeddings.guide`.
+        guide_prompts: prompt of each guide, by key.
+        tokens: roles whose token ids are wanted (`Embeddings.tokens`) and which are then not encoded.
+        recompute: the loss asks for recomputation (the `cached-...` names).
+    """
+
+    layers: bool = False
+    twin: bool = False
+    guides: tuple[Any, ...] = ()
+    guide_prompts: Mapping[Any, str] = field(default_factory=dict)
+    tokens: frozenset[str] = frozenset()
+    recompute: bool = False
+
+    def __or__(self, other: Requirements) -> Requirements:
+        return Requirements(
+            self.layers or other.layers,
+            self.twin or other.twin,
+            tuple(dict.fromkeys((*self.guides, *other.guides))),
+            {**self.guide_prompts, **other.guide_prompts},
+            self.tokens | other.tokens,
+            self.recompute or other.recompute,
+        )
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loss may know about the model when it makes its own weights.
+
+    Args:
+        dimension: size of the embeddings.
+        encoder: the student, for losses whose own weights are tied to it (a decoder); never stored in the loss.
+        num_classes: number of classes in the training data, where it has classes.
+        label_dimension: size of the teacher's vectors, where the data has them.
+    """
+
+    dimension: int
+    encoder: Any = None
+    num_classes: int | None = None
+    label_dimension: int | None = None
+
+
+class Loss(nn.Module):
+    """Base of all losses. A subclass sets `spec`, keeps every constructor parameter as an attribute of the same name, and
+    implements `compute`.
+
+    Example:
+        >>> class MeanDistance(Loss):  # doctest: +SKIP
+        ...     spec = LossSpec(name="mean-distance", target="my_loss:MeanDistance", summary="...", family="mine", formats=["pairs"])
+        ...     def compute(self, emb, labels):
+        ...         return (emb.own("anchor") - emb.own("positive")).norm(dim=1).mean()
+    """
+
+    spec: LossSpec
+
+    @abstractmethod
+    def compute(self, emb: Any, labels: Tensor | None) -> Tensor | Mapping[str, Tensor] | LossOutput:
+        """The loss of one step.
+
+        Args:
+            emb: `Embeddings` (`Scores` for a `ScoreLoss` that is called with scores).
+            labels: (rows,), (rows, candidates) or (rows, dim), or None; checked and on the embeddings' device.
+
+        Returns:
+            A scalar, a mapping of named terms that are summed, or a `LossOutput`.
+        """
+
+    def requires(self) -> Requirements:
+        """What else the encoder must give."""
+        return Requirements(recompute=self.spec.recompute)
+
+    def prepare(self, info: ModelInfo) -> None:
+        """Make own weights whose size depends on the model. Called once, before the optimizer; must be idempotent."""
+
+    def transform(self, rows: list[Row], format_name: str, rng: random.Random) -> tuple[list[Row], str]:
+        """Change a batch of rows before it is tokenised (damage texts, draw pairs). Runs in the collator.
+
+        Args:
+            rows: role -> text (or list of texts), "label" -> label.
+            format_name: the format of these rows.
+            rng: seeded by run, epoch and rows.
+
+        Returns:
+            The rows and the name of their format now.
+        """
+        return rows, format_name
+
+    def forward(self, embeddings: Embeddings | Scores, labels: Any = None) -> LossOutput:
+        """Compute the loss in float32 or wider, autocast off, after checking roles, rows and labels (E105, E206)."""
+        self.check_inputs(embeddings)
+        device = embeddings.values.device if isinstance(embeddings, Scores) else embeddings.device
+        with torch.autocast(device.type, enabled=False):
+            return LossOutput.of(self.compute(embeddings, self.check_labels(labels, embeddings, device)))
+
+    def check_inputs(self, embeddings: Embeddings | Scores) -> None:
+        """E206 unless the roles are those of a format the loss takes."""
+        if not isinstance(embeddings, Embeddings):
+            raise EmbedlossError(
+                "E206", f"'{self.spec.name}' takes Embeddings, got {type(embeddings).__name__}. Type: loss(Embeddings.of(anchor=a, ...))"
+            )
+        needed = [set(f.roles) - self.requires().tokens for f in self.spec.data_formats()]
+        if needed and set(embeddings.roles) not in needed:
+            takes = " or ".join(dict.fromkeys(", ".join(f.roles) for f in self.spec.data_formats()))
+            raise EmbedlossError("E206", f"'{self.spec.name}' takes {takes}; found {', '.join(embeddings.roles)}.")
+
+    def check_labels(self, labels: Any, embeddings: Embeddings | Scores, device: torch.device) -> Tensor | None:
+        """Labels as a tensor of the right shape and kind; E105 or E206 otherwise. None where the loss takes none."""
+        formats = self.spec.data_formats()
+        if isinstance(embeddings, Embeddings):
+            formats = tuple(f for f in formats if set(f.roles) - self.requires().tokens == set(embeddings.roles))
+        kinds = {f.label for f in formats}
+        if self.spec.any_format or (labels is None and (None in kinds or not kinds)):
+            return None
+        name = self.spec.name
+        if labels is None:
+            raise EmbedlossError("E206", f"'{name}' needs labels ({' or '.join(sorted(k for k in kinds if k))}); got none.")
+        if kinds == {None}:
+            raise EmbedlossError("E206", f"'{name}' takes no label on {', '.join(embeddings.roles)}." if isinstance(embeddings, Embeddings) else f"'{name}' takes no label.")
+        try:
+            tensor = torch.as_tensor(labels, device=device)
+        except (TypeError, ValueError, RuntimeError) as exception:
+            raise EmbedlossError("E105", f"the labels of '{name}' are no numbers of one shape: {exception}") from exception
+        named = [LABELS[k] for k in kinds if k]
+        if tensor.ndim == 2 and tensor.shape[1] == 1 and all(not k.per_candidate and k.name != "embedding" for k in named):
+            tensor = tensor[:, 0]
+        if tensor.ndim == 0 or len(tensor) != len(embeddings):
+            raise EmbedlossError("E206", f"'{name}' got {len(embeddings)} rows but {0 if tensor.ndim == 0 else len(tensor)} labels.")
+        if tensor.is_floating_point():
+            bad = tensor.isnan() if any(k.per_candidate for k in named) else ~tensor.isfinite()
+            if bool(bad.any()):
+                row = int(bad.reshape(len(tensor), -1).any(1).nonzero()[0])
+                raise EmbedlossError("E105", f"the label of row {row + 1} of this batch is not finite; '{name}' cannot use it.")
+            tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+        return tensor
+
+    # -- as an expression --------------------------------------------------------------------------------------------------
+    def parameters_of_expression(self) -> dict[str, Any]:
+        """Constructor parameters that differ from their defaults, by name."""
+        found = {}
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                value = getattr(self, name)
+                if parameter.default is parameter.empty or value != parameter.default or type(value) is bool and value is not parameter.default:
+                    found[name] = value
+        return found
+
+    def to_expression(self) -> str:
+        """The text that `create_loss` turns into an equal loss (own weights aside)."""
+        arguments = ", ".join(f"{name}={literal(value)}" for name, value in self.parameters_of_expression().items())
+        return f"{self.spec.name.replace('-', '_')}({arguments})"
+
+    def bind_spec(self, spec: LossSpec) -> None:
+        """Remember under which name the loss was made (two names may share a class)."""
+        self.spec = spec
+
+    def extra_repr(self) -> str:
+        """The expression, for `print(loss)`."""
+        return self.to_expression()
+
+    # -- sums ---------------------------------------------------------------------------------------------------------------
+    def __add__(self, other: Loss) -> WeightedSum:
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return WeightedSum([*_terms(self), *_terms(other)])
+
+    def __mul__(self, weight: float | Schedule) -> WeightedSum:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float, Schedule)):
+            return NotImplemented
+        return WeightedSum([(weight, self)])
+
+    __rmul__ = __mul__
+
+
+def _terms(loss: Loss) -> list[tuple[float | Schedule, Loss]]:
+    return list(loss.terms) if isinstance(loss, WeightedSum) else [(1.0, loss)]
+
+
+class ScoreLoss(Loss):
+    """A loss of scores (rows, candidates). On a bi-encoder the scores are similarities of the first role with all others,
+    on a cross-encoder the logits, so it is written once and trains both.
+
+    A subclass implements `compute_scores`; it may set `similarity_fct` (default "cosine") and `scale` (default 1), which
+    are used on embeddings only.
+    """
+
+    similarity_fct: str = "cosine"
+    scale: float = 1.0
+
+    @abstractmethod
+    def compute_scores(self, scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor | Mapping[str, Tensor] | LossOutput:
+        """The loss from scores.
+
+        Args:
+            scores: (rows, candidates), float32 or wider; undefined where the mask is False.
+            labels: (rows, candidates), or (rows, k) as the loss's label kind says.
+            mask: (rows, candidates), True where there is a candidate.
+        """
+
+    def check_inputs(self, embeddings: Embeddings | Scores) -> None:
+        """Scores are taken as they are; embeddings as in `Loss`."""
+        if not isinstance(embeddings, Scores):
+            super().check_inputs(embeddings)
+
+    def score(self, emb: Embeddings) -> Scores:
+        """Similarities (times `scale`) of each row's first role with the texts of its other roles, in order."""
+        query, *others = emb.roles
+        parts = [emb.lists(role) for role in others]
+        candidates = torch.cat([values for values, _ in parts], 1)
+        mask = torch.cat([m for _, m in parts], 1)
+        values = pairwise(self.similarity_fct, emb.own(query)[:, None].expand_as(candidates), candidates)
+        return Scores(values * self.scale, mask, emb.context)
+
+    def compute(self, emb: Embeddings | Scores, labels: Tensor | None) -> Tensor | Mapping[str, Tensor] | LossOutput:
+        """Scores from embeddings where necessary, then `compute_scores`."""
+        scores = emb if isinstance(emb, Scores) else self.score(emb)
+        values = scores.values.float() if scores.values.dtype in (torch.float16, torch.bfloat16) else scores.values
+        assert labels is not None  # check_labels has refused it
+        if labels.is_floating_point():
+            labels = labels.to(values.dtype)
+        return self.compute_scores(values, labels, scores.mask)
+
+
+class Modifier(Loss):
+    """A loss that calls another one on views of the embeddings. The first constructor parameter is called `loss`."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__()
+        if not isinstance(loss, Loss):
+            raise TypeError(f"the first argument must be a loss, got {type(loss).__name__}")
+        self.loss = loss
+        self.bind_spec(type(self).spec)
+
+    def bind_spec(self, spec: LossSpec) -> None:
+        """A modifier takes the formats of its inner loss."""
+        inner = self.loss.spec
+        self.spec = replace(
+            spec, formats=inner.formats, models=inner.models, scope=inner.scope, sampler=inner.sampler,
+            label_range=inner.label_range, any_format=inner.any_format,
+        )
+
+    def requires(self) -> Requirements:
+        """What the inner loss needs."""
+        return self.loss.requires()
+
+    def prepare(self, info: ModelInfo) -> None:
+        """Prepare the inner loss."""
+        self.loss.prepare(info)
+
+    def transform(self, rows: list[Row], format_name: str, rng: random.Random) -> tuple[list[Row], str]:
+        """The inner loss's change of rows."""
+        return self.loss.transform(rows, format_name, rng)
+
+    def check_inputs(self, embeddings: Embeddings | Scores) -> None:
+        """As the inner loss."""
+        self.loss.check_inputs(embeddings)
+
+    def check_labels(self, labels: Any, embeddings: Embeddings | Scores, device: torch.device) -> Tensor | None:
+        """As the inner loss; every inner call checks again at no cost."""
+        return self.loss.check_labels(labels, embeddings, device)
+
+
+class WeightedSum(Loss):
+    """`0.7 * a + linear(0, 0.1, steps=1000) * b` on the same embeddings; every term is logged under its own name."""
+
+    SPEC: ClassVar[LossSpec] = LossSpec(
+        name="sum", target="embedloss.loss:WeightedSum", summary="weighted sum of losses", family="core", any_format=True
+    )
+
+    def __init__(self, terms: Sequence[tuple[float | Schedule, Loss]]) -> None:
+        super().__init__()
+        self.weights = [weight for weight, _ in terms]
+        self.losses = nn.ModuleList(loss for _, loss in terms)
+        self.spec = self._sum_spec()
+
+    @property
+    def terms(self) -> list[tuple[float | Schedule, Loss]]:
+        """Weights and losses in order."""
+        return list(zip(self.weights, self.losses, strict=True))  # type: ignore[arg-type]
+
+    def _sum_spec(self) -> LossSpec:
+        specs = [loss.spec for _, loss in self.terms]
+        bound = [s for s in specs if not s.any_format]
+        common: list[DataFormat] = [f for f in bound[0].data_formats()] if bound else []
+        for spec in bound[1:]:
+            names = set(spec.format_names())
+            common = [f for f in common if f.name in names]
+        if bound and not common:
+            takes = "\n".join(f"  {s.name}: {', '.join(s.format_names())}" for s in bound)
+            raise EmbedlossError("E101", f"the terms of the sum share no data format:\n{takes}")
+        ranges = [s.label_range for s in bound if s.label_range]
+        samplers = {s.sampler for s in bound} - {"random"}
+        if len(samplers) > 1:
+            samplers = {"group-by-label"} & samplers or samplers
+        models = tuple(k for k in ("bi-encoder", "cross-encoder") if all(k in s.models for s in specs))
+        if not models:
+            takes = "; ".join(f"{s.name}: {' and '.join(s.models)}" for s in specs)
+            raise EmbedlossError("E101", f"the terms of the sum train different kinds of model ({takes}).")
+        return replace(
+            self.SPEC,
+            formats=tuple(common),
+            any_format=not bound,
+            models=models,  # type: ignore[arg-type]
+            scope="batch" if any(s.scope == "batch" for s in specs) else "row",
+            sampler=next(iter(samplers), "random"),
+            label_range=(max(r[0] for r in ranges), min(r[1] for r in ranges)) if ranges else None,
+        )
+
+    def bind_spec(self, spec: LossSpec) -> None:
+        """A sum makes its own spec."""
+
+    def requires(self) -> Requirements:
+        """What any term needs."""
+        combined = Requirements()
+        for _, loss in self.terms:
+            combined = combined | loss.requires()
+        return combined
+
+    def prepare(self, info: ModelInfo) -> None:
+        """Prepare every term."""
+        for _, loss in self.terms:
+            loss.prepare(info)
+
+    def transform(self, rows: list[Row], format_name: str, rng: random.Random) -> tuple[list[Row], str]:
+        """Every term's change of rows, in order."""
+        for _, loss in self.terms:
+            rows, format_name = loss.transform(rows, format_name, rng)
+        return rows, format_name
+
+    def check_inputs(self, embeddings: Embeddings | Scores) -> None:
+        """Each term checks its own."""
+
+    def check_labels(self, labels: Any, embeddings: Embeddings | Scores, device: torch.device) -> Any:
+        """Each term checks its own."""
+        return labels
+
+    def compute(self, emb: Embeddings, labels: Any) -> LossOutput:
+        """The weighted sum of all terms on the same embeddings."""
+        parts = []
+        for weight, loss in self.terms:
+            value = weight.at(emb.context.step) if isinstance(weight, Schedule) else weight
+            takes_labels = any(f.label for f in loss.spec.data_formats())
+            parts.append((value, loss.spec.name, loss(emb, labels if takes_labels else None)))
+        return LossOutput.weighted(parts)
+
+    def to_expression(self) -> str:
+        """`0.5 * a() + b()`."""
+        parts = []
+        for weight, loss in self.terms:
+            text = loss.to_expression()
+            text = f"({text})" if isinstance(loss, WeightedSum) else text
+            parts.append(text if weight == 1 else f"{literal(weight)} * {text}")
+        return " + ".join(parts)

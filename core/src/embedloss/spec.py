@@ -1,0 +1,124 @@
+"""What a plugin says about a loss without importing torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from embedloss.errors import EmbedlossError
+from embedloss.formats import DataFormat, get_format
+
+if TYPE_CHECKING:
+    from embedloss.loss import Loss
+
+ModelKind = Literal["bi-encoder", "cross-encoder"]
+
+
+def normalise(name: str) -> str:
+    """Hyphen, underscore and case do not matter in names."""
+    return name.strip().lower().replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """A loss as data. Everything that lists, suggests, checks or documents a loss reads this and nothing else.
+
+    Args:
+        name: canonical name, lower case with hyphens.
+        target: "module:Class"; imported when the loss is created.
+        summary: one line for people.
+        family: triplet, contrastive, similarity, ...
+        formats: the data formats it takes, by name or as `DataFormat`; empty for a modifier, which takes what its
+            inner loss takes, and for a regulariser, which takes any (`any_format`).
+        aliases: other names.
+        field_name: the class name that papers and other libraries use.
+        models: kinds of model it trains.
+        consumes: "embeddings", or "scores" of (query, candidate) pairs, which both kinds of model give.
+        scope: "row" (rows are independent) or "batch" (other rows matter, e.g. as negatives).
+        sampler: recommended batch sampler: "random", "no-duplicates" or "group-by-label".
+        label_range: lowest and highest allowed label, or None.
+        modifier: takes a loss as first argument.
+        any_format: works on the texts of any format and ignores labels.
+        recompute: the name switches recomputation on (the `cached-...` names).
+        status: "stable", "experimental" or "deprecated".
+        deprecated_by: what to type instead.
+        citation: paper, as "author year, title, arXiv or DOI".
+        doc: extra text for `embedloss show` and the docs page: formula, when to use it, relations.
+        example: an expression that creates it, where the bare name is not enough.
+    """
+
+    name: str
+    target: str
+    summary: str
+    family: str
+    formats: Sequence[DataFormat | str] = ()
+    aliases: tuple[str, ...] = ()
+    field_name: str = ""
+    models: tuple[ModelKind, ...] = ("bi-encoder",)
+    consumes: Literal["embeddings", "scores"] = "embeddings"
+    scope: Literal["row", "batch"] = "row"
+    sampler: Literal["random", "no-duplicates", "group-by-label"] = "random"
+    label_range: tuple[float, float] | None = None
+    modifier: bool = False
+    any_format: bool = False
+    recompute: bool = False
+    status: Literal["stable", "experimental", "deprecated"] = "stable"
+    deprecated_by: str | None = None
+    citation: str = ""
+    doc: str = ""
+    example: str = ""
+    distribution: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.name != normalise(self.name) or not self.name:
+            raise ValueError(f"loss name '{self.name}' must be lower case with hyphens: '{normalise(self.name)}'")
+        if ":" not in self.target:
+            raise ValueError(f"target of '{self.name}' must be 'module:Class', got '{self.target}'")
+        resolved = tuple(get_format(f) if isinstance(f, str) else f for f in self.formats)
+        object.__setattr__(self, "formats", resolved)
+        object.__setattr__(self, "aliases", tuple(normalise(a) for a in self.aliases))
+        if not resolved and not self.modifier and not self.any_format:
+            raise ValueError(f"loss '{self.name}' declares no data format")
+
+    def load(self) -> type[Loss]:
+        """Import the class. An `EmbedlossError` (E205) says why it cannot be imported."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            loaded: type[Loss] = getattr(importlib.import_module(module), attribute)
+        except Exception as exception:  # a stranger's module may raise anything
+            raise EmbedlossError(
+                "E205", f"loss '{self.name}' cannot be imported from '{self.target}': {type(exception).__name__}: {exception}"
+            ) from exception
+        return loaded
+
+    def format_names(self) -> tuple[str, ...]:
+        """Names of the formats it takes."""
+        return tuple(f.name for f in self.data_formats())
+
+    def data_formats(self) -> tuple[DataFormat, ...]:
+        """The formats as objects (`formats` accepts names as well, and holds objects after construction)."""
+        return tuple(f for f in self.formats if isinstance(f, DataFormat))
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for `--json`."""
+        return {
+            "name": self.name,
+            "aliases": list(self.aliases),
+            "field_name": self.field_name,
+            "family": self.family,
+            "summary": self.summary,
+            "formats": list(self.format_names()),
+            "any_format": self.any_format,
+            "modifier": self.modifier,
+            "models": list(self.models),
+            "consumes": self.consumes,
+            "scope": self.scope,
+            "sampler": self.sampler,
+            "label_range": list(self.label_range) if self.label_range else None,
+            "status": self.status,
+            "deprecated_by": self.deprecated_by,
+            "citation": self.citation,
+            "distribution": self.distribution,
+        }

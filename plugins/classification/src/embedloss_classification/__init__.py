@@ -1,0 +1,1 @@
+"""embedloss plugin: classification losses: softmax, binary cross-entropy, cross-entropy."""

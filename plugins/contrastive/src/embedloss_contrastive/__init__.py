@@ -1,0 +1,1 @@
+"""embedloss plugin: contrastive losses and contrastive tension."""

@@ -1,0 +1,1 @@
+"""embedloss plugin: distillation losses: embeddings, scores, margins, distributions."""

@@ -1,0 +1,1 @@
+"""embedloss plugin: listwise and pairwise learning-to-rank losses."""

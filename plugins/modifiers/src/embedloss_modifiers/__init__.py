@@ -1,0 +1,1 @@
+"""embedloss plugin: Matryoshka and adaptive-layer training round any loss."""

@@ -1,0 +1,1 @@
+"""embedloss plugin: multiple negatives ranking, GIST and mega-batch margin losses."""

@@ -1,0 +1,1 @@
+"""embedloss plugin: denoising auto-encoder (TSDAE)."""

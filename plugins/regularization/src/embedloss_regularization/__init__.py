@@ -1,0 +1,1 @@
+"""embedloss plugin: regularisers of the embedding space."""

@@ -1,0 +1,1 @@
+"""embedloss plugin: losses on similarity scores: cosine, CoSENT, AnglE."""

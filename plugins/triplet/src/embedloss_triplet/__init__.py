@@ -1,0 +1,1 @@
+"""embedloss plugin: triplet losses: given triplets and mined in the batch."""
