@@ -130,6 +130,7 @@ class Loss(nn.Module):
     """
 
     spec: LossSpec
+    parameter_aliases: ClassVar[dict[str, str]] = {}
 
     @abstractmethod
     def compute(self, emb: Any, labels: Tensor | None) -> Tensor | Mapping[str, Tensor] | LossOutput:

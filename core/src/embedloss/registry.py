@@ -121,6 +121,8 @@ def _build(node: Any) -> Any:
 
 def _construct(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parameters = [k for k in inspect.signature(target).parameters if k != "self"]
+    renamed: dict[str, str] = getattr(target, "parameter_aliases", {})  # names that other libraries use
+    kwargs = {renamed.get(k, k): v for k, v in kwargs.items()}
     unknown = [k for k in kwargs if k not in parameters]
     if unknown:
         near = difflib.get_close_matches(unknown[0], parameters, n=1, cutoff=0.5)
