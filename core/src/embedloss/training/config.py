@@ -1,0 +1,200 @@
+"""The settings of a run, as plain data: what `run.yaml` and the options of `embedloss train` hold. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from embedloss.errors import EmbedlossError
+
+Sampler = Literal["auto", "random", "no-duplicates", "group-by-label"]
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Args:
+        model: folder, hub id, or "static(dimension=256, vocab_size=30000)" for a new static encoder whose tokenizer is
+            trained on the texts of `data`.
+        data: training data: file, folder or hub id.
+        loss: loss expression.
+        out: output folder.
+        eval_data: data evaluated before and after training, and every `eval_steps`.
+        map: role -> column, for columns whose names are not known.
+        drop: columns to leave out.
+        scale_labels: map scores linearly from their range in the data to the loss's range.
+        kind: "bi-encoder" or "cross-encoder"; by default what the loss trains.
+        max_length: longest text in tokens; by default the model's.
+        pooling: mean, cls, max, weightedmean or lasttoken; only for a model that does not say.
+        prompts: role -> text put before every text of that role.
+        epochs: passes over the data; ignored if `max_steps` is set.
+        max_steps: optimizer steps; 0 trains nothing and saves the model as it is.
+        batch_size: rows a step on each process.
+        sampler: how batches are drawn; "auto" follows the loss's recommendation.
+        seed: of everything random.
+        learning_rate: peak learning rate of the encoder.
+        loss_learning_rate: of the loss's own weights; by default `learning_rate`.
+        weight_decay: AdamW's, not on biases and norms.
+        warmup: share of the steps (below 1) or number of steps.
+        scheduler: name of a transformers schedule.
+        gradient_accumulation: batches an optimizer step; adds no in-batch negatives.
+        max_grad_norm: clip gradients to this norm; 0 does not clip.
+        precision: "float32", "bfloat16" or "float16" (autocast).
+        chunk_tokens: padded tokens a forward pass holds; by default 16,384 on a GPU and 4,096 on a CPU.
+        recompute: keep the activations of one chunk only, and compute the others again in the backward pass.
+        gather: use the texts of all processes as in-batch candidates.
+        workers: data-loader processes that tokenise.
+        logging_steps: steps between log entries.
+        eval_steps: steps between evaluations; 0: only before and after.
+        save_steps: steps between checkpoints; 0: only at the end.
+        save_total_limit: checkpoints to keep.
+        resume: go on from the last checkpoint in `out`.
+        overwrite: replace what is in `out`.
+        trust_remote_code: run code that a model repository contains.
+        plugins: local plugin files.
+    """
+
+    model: str = ""
+    data: str = ""
+    loss: str = ""
+    out: str = ""
+    eval_data: str | None = None
+    map: dict[str, str] = field(default_factory=dict)
+    drop: list[str] = field(default_factory=list)
+    scale_labels: bool = False
+    kind: str | None = None
+    max_length: int | None = None
+    pooling: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 64
+    sampler: Sampler = "auto"
+    seed: int = 42
+    learning_rate: float | None = None
+    loss_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    scheduler: str = "linear"
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    chunk_tokens: int | None = None
+    recompute: bool = False
+    gather: bool = False
+    workers: int = 0
+    logging_steps: int = 10
+    eval_steps: int = 0
+    save_steps: int = 500
+    save_total_limit: int = 2
+    resume: bool = False
+    overwrite: bool = False
+    trust_remote_code: bool = False
+    plugins: list[str] = field(default_factory=list)
+
+    def validate(self) -> None:
+        """E401 for every setting that is missing or out of range, all at once."""
+        faults = [f"'{key}' is missing; type --{key} ..." for key in ("model", "data", "loss", "out") if not getattr(self, key)]
+        positive = ("batch_size", "gradient_accumulation", "logging_steps", "save_total_limit", "max_length", "chunk_tokens")
+        for key in positive:
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                faults.append(f"'{key}' must be at least 1, got {value}")
+        for key in ("max_steps", "eval_steps", "save_steps", "workers", "warmup", "max_grad_norm", "weight_decay", "seed"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                faults.append(f"'{key}' must not be negative, got {value}")
+        for key in ("learning_rate", "loss_learning_rate"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < 10:
+                faults.append(f"'{key}' must be positive (2e-5 suits transformers), got {value}")
+        if self.max_steps is None and self.epochs <= 0:
+            faults.append(f"'epochs' must be positive, got {self.epochs}")
+        if self.resume and self.overwrite:
+            faults.append("'resume' and 'overwrite' exclude each other")
+        if faults:
+            raise EmbedlossError("E401", "\n  ".join(["the configuration cannot be used:", *faults] if len(faults) > 1 else faults))
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that `from_mapping` reads back."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_mapping(cls, values: typing.Mapping[str, Any], where: str = "the configuration") -> RunConfig:
+        """From keys and values (hyphen = underscore); E401 names an unknown key or a value of the wrong type."""
+        hints = typing.get_type_hints(cls)
+        known = [f.name for f in fields(cls)]
+        clean: dict[str, Any] = {}
+        for raw, value in values.items():
+            key = str(raw).replace("-", "_")
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise EmbedlossError("E401", f"{where} has the unknown key '{raw}'.{hint} Keys: {', '.join(known)}.")
+            clean[key] = coerce(value, hints[key], key, where)
+        return cls(**clean)
+
+
+def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
+    """A value as the type of its setting: text from `--set` becomes a number or a switch; E401 where it cannot."""
+    kind = typing.get_origin(hint) or hint
+    options = typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+            return None
+        return coerce(value, next(o for o in options if o is not type(None)), key, where)
+    if kind is Literal:
+        if value in options:
+            return value
+        raise EmbedlossError("E401", f"{where}: '{key}' must be one of {', '.join(options)}; got {value!r}.")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "yes", "on", "1"):
+            return True
+        if str(value).lower() in ("false", "no", "off", "0"):
+            return False
+    elif kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if kind is float:
+                return number
+            if number == int(number):
+                return int(number)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    elif kind is str and isinstance(value, (str, int, float, Path)):
+        return str(value)
+    elif kind is list:
+        if isinstance(value, (list, tuple)):
+            return [str(v) for v in value]
+        return [part.strip() for part in str(value).split(",") if part.strip()]
+    elif kind is dict:
+        if isinstance(value, dict):
+            return {str(k): str(v) for k, v in value.items()}
+        parts = [part.partition("=") for part in str(value).split(",") if part.strip()]
+        if all(middle for _, middle, _ in parts):
+            return {k.strip(): v for k, _, v in parts}
+    name = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "key=value"}.get(kind, str(kind))
+    raise EmbedlossError("E401", f"{where}: '{key}' must be {name}; got {value!r}.")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file as a mapping; E401 for a file that is missing or no mapping."""
+    file = Path(path)
+    if not file.is_file():
+        raise EmbedlossError("E401", f"configuration file '{path}' does not exist.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as exception:
+        raise EmbedlossError("E401", f"configuration file '{path}' is not YAML: {exception}") from exception
+    if not isinstance(values, dict):
+        raise EmbedlossError("E401", f"configuration file '{path}' must hold 'key: value' lines, found {type(values).__name__}.")
+    return values
