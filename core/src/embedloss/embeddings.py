@@ -226,6 +226,11 @@ class Embeddings:
         """Number of layers above the embedding layer; 0 if only final embeddings are there."""
         return min((len(v) for v in self._leaves.layers.values()), default=1) - 1
 
+    @property
+    def layer(self) -> int:
+        """The layer of this view, 0 to `n_layers`."""
+        return self._layer % (self.n_layers + 1)
+
     def at_layer(self, layer: int) -> Embeddings:
         """A view of another layer: 0 is the embedding layer's output, `n_layers` (or -1) the final one."""
         if self.n_layers == 0:
@@ -239,7 +244,10 @@ class Embeddings:
         """The same texts seen by the trainable copy of the encoder (`Requirements.twin`)."""
         if self._leaves.twin is None:
             raise EmbedlossError("E206", "there is no twin encoder; use .with_twin(Embeddings.of(...)) or the trainer.")
-        return Embeddings(self._leaves.twin, self._layer, self._functions)
+        twin = Embeddings(self._leaves.twin, self._layer, self._functions)
+        if self._layer != -1 and twin.n_layers != self.n_layers:
+            raise EmbedlossError("E302", f"the twin encoder gives layers 0 to {twin.n_layers}, the student 0 to {self.n_layers}.")
+        return twin
 
     def guide(self, key: Any = None) -> Embeddings:
         """The same texts seen by a frozen guide (`Requirements.guides`), without gradient."""

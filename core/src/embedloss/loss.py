@@ -51,7 +51,8 @@ class LossOutput:
         """The weighted sum of outputs; each part's terms (unweighted) and metrics are kept under its prefix.
 
         Args:
-            parts: (weight, prefix, output); two equal prefixes get a number.
+            parts: (weight, prefix, output); two equal prefixes get a number, and a name that begins with its prefix already
+                (a modifier's, which is the same alone and in a sum) does not get it twice.
         """
         total: Tensor | None = None
         terms: dict[str, Tensor] = {}
@@ -62,8 +63,8 @@ class LossOutput:
             name = prefix if seen[prefix] == 1 else f"{prefix}#{seen[prefix]}"
             value = output.total * weight
             total = value if total is None else total + value
-            terms.update({f"{name}/{k}": t for k, t in output.terms.items()})
-            metrics.update({f"{name}/{k}": m for k, m in output.metrics.items()})
+            terms.update({f"{name}/{k.removeprefix(prefix + '/')}": t for k, t in output.terms.items()})
+            metrics.update({f"{name}/{k.removeprefix(prefix + '/')}": m for k, m in output.metrics.items()})
         if total is None:
             raise ValueError("no parts to sum")
         return cls(total, terms, metrics)
