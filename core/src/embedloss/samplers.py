@@ -65,6 +65,16 @@ class EpochSampler(Sampler[list[int]]):
             self._cached = (self.epoch, made)
         return self._cached[1]
 
+    @property
+    def left_out(self) -> int:
+        """Rows that this epoch does not use (0 unless `drop_last`, or duplicates over several processes)."""
+        return self.rows - sum(len(b) for b in self.batches())
+
+    @property
+    def short(self) -> int:
+        """Batches with less than half of the rows asked for."""
+        return sum(2 * len(b) < self.batch_size * self.processes for b in self.batches()[:-1])
+
     def __len__(self) -> int:
         return len(self.batches())
 
@@ -124,7 +134,7 @@ class NoDuplicatesSampler(EpochSampler):
             made = self.joint_batches(size)
             if self.drop_last:
                 made = [b for b in made if len(b) >= size]
-            if self.processes > 1:  # every process needs a row
+            if self.processes > 1:  # every process needs a row; `left_out` says how many rows that costs
                 made = [b for b in made if len(b) >= self.processes]
             self._cached = (self.epoch, made)
         return self._cached[1]

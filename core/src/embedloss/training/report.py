@@ -1,0 +1,107 @@
+"""What a run leaves behind: metrics.jsonl, a loss curve, and the sentences printed before it starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tqdm.auto import tqdm
+
+
+class MetricsFile(transformers.TrainerCallback):
+    """Appends every log entry to metrics.jsonl; on resume, entries after the checkpoint are removed first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what an interrupted run logged after its last checkpoint."""
+        if state.is_world_process_zero and self.path.is_file():
+            kept = [entry for entry in read_metrics(self.path) if entry.get("step", 0) <= state.global_step]
+            self.path.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        """One line an entry; a NaN is written as null."""
+        if state.is_world_process_zero and logs:
+            clean = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in logs.items()}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **clean}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; a half-written last line is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+class Progress(transformers.TrainerCallback):
+    """A progress bar with the latest loss; prints no dictionaries."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar where an interrupted run stopped."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step."""
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        """Show the loss."""
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.4f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def plot_losses(metrics: Path, picture: Path) -> bool:
+    """Draw the loss, and each term of a sum, over the steps. False (and no file) if nothing was logged."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    entries = [e for e in read_metrics(metrics) if "loss" in e]
+    if not entries:
+        return False
+    fixed = {"step", "epoch", "grad_norm", "learning_rate"}
+    names = ["loss", *sorted({n for e in entries for n in e if n not in fixed and n.rsplit("/", 1)[-1] == "loss" and n != "loss"})]
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    for name in names:
+        points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None) if points else None
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss")
+    axes.set_title("Training loss")
+    axes.grid(alpha=0.3)
+    if len(names) > 1:
+        axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(picture)
+    plt.close(figure)
+    return True
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A small text table, first column left, others right."""
+    cells = [list(header), *[list(r) for r in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

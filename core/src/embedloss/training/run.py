@@ -1,0 +1,371 @@
+"""One run from a `RunConfig`: check everything, say what will happen, train, evaluate, save."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedloss.errors import EmbedlossError
+from embedloss.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from embedloss.check import Binding
+    from embedloss.collate import Collator
+    from embedloss.encoders import Encoder
+    from embedloss.loss import Loss
+
+Say = Callable[[str], None]
+CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
+
+
+@dataclass
+class RunResult:
+    """What a run gave.
+
+    Args:
+        folder: the saved model.
+        before, after: metrics on the evaluation data, empty without any.
+        steps: optimizer steps.
+        seconds: wall time of the training loop.
+    """
+
+    folder: str
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Prepared:
+    """Data and loss of a run after all checks, before any model is loaded."""
+
+    loss_name: str
+    data: Any
+    binding: Binding
+    eval_data: Any = None
+    eval_binding: Binding | None = None
+    num_classes: int | None = None
+    label_dimension: int | None = None
+
+
+def prepare(config: RunConfig, say: Say = print) -> Prepared:
+    """Check settings, loss, data and folders. Loads no model, writes nothing; an `EmbedlossError` names every fault."""
+    config.validate()
+    from embedloss.plugins import plugin_manager
+    from embedloss.registry import create_loss
+
+    for file in config.plugins:
+        plugin_manager().load_file(file)
+    from embedloss.registry import expression_specs
+
+    expression_specs(config.loss)  # a typing mistake answers before torch is loaded
+    _check_folder(config)
+    _check_model(config)
+    from embedloss.check import bind, bound_dataset, check_rows, column_kinds
+    from embedloss.data import load_rows
+
+    raw = load_rows(config.data)
+    eval_raw = load_rows(config.eval_data) if config.eval_data else None
+    loss = create_loss(config.loss)
+
+    def bound(data: Any) -> tuple[Any, Binding]:
+        binding = bind(
+            column_kinds(data), loss.spec.data_formats(), loss_name=loss.spec.name, any_format=loss.spec.any_format,
+            mapping=config.map, drop=config.drop,
+        )
+        check_rows(data, binding, loss.spec).raise_if_faulty()
+        return bound_dataset(data, binding), binding
+
+    data, binding = bound(raw)
+    prepared = Prepared(loss.spec.name, data, binding)
+    if eval_raw is not None:
+        prepared.eval_data, prepared.eval_binding = bound(eval_raw)
+    if binding.format.label == "class":
+        values = data["label"][:]
+        if not isinstance(values[0], list):
+            prepared.num_classes = int(max(values)) + 1
+    if binding.format.label == "embedding":
+        first = data[0]["label"]
+        prepared.label_dimension = len(first[0] if isinstance(first[0], list) else first)
+    say("data\n" + _indent(f"{config.data}: {len(data):,} rows\n{binding.describe()}"))
+    return prepared
+
+
+def _check_folder(config: RunConfig) -> None:
+    out = Path(config.out)
+    if out.is_file():
+        raise EmbedlossError("E402", f"output '{out}' is a file; type --out FOLDER.")
+    if out.is_dir() and any(out.iterdir()) and not (config.overwrite or config.resume):
+        raise EmbedlossError("E402", f"output folder '{out}' is not empty. Type --overwrite to replace it, or --resume to go on.")
+    if config.resume and last_checkpoint(out) is None:
+        raise EmbedlossError("E403", f"there is no checkpoint in '{out}' to resume from. Leave out --resume to start anew.")
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise EmbedlossError("E402", f"no permission to write in '{parent}'.")
+
+
+def _check_model(config: RunConfig) -> None:
+    name = config.model
+    if name.startswith("static"):
+        _static_arguments(name)
+        return
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise EmbedlossError("E301", f"model '{name}' is a file; give the folder that holds modules.json or config.json.")
+    if folder.is_dir():
+        if not any((folder / f).is_file() for f in ("modules.json", "config.json")):
+            raise EmbedlossError("E301", f"model folder '{name}' holds neither modules.json nor config.json.")
+    elif looks_local:
+        raise EmbedlossError("E301", f"model folder '{name}' does not exist.")
+
+
+def _static_arguments(text: str) -> dict[str, int]:
+    from embedloss.expression import Call, parse
+
+    call = parse(text)
+    allowed = ("dimension", "vocab_size")
+    if not isinstance(call, Call) or call.name != "static" or call.args or any(k not in allowed for k in call.kwargs):
+        raise EmbedlossError("E301", f"model '{text}' is not understood; type static(dimension=256, vocab_size=30000).")
+    for key, value in call.kwargs.items():
+        if not isinstance(value, int) or value < 1:
+            raise EmbedlossError("E301", f"'{key}' of the static encoder must be a positive whole number, got {value!r}.")
+    return dict(call.kwargs)
+
+
+def texts_of(data: Any) -> list[str]:
+    """All texts of a bound data set, row by row."""
+    found: list[str] = []
+    for column in data.column_names:
+        if column in ("label", "id"):
+            continue
+        for value in data[column][:]:
+            found += [value] if isinstance(value, str) else value
+    return found
+
+
+def make_encoder(config: RunConfig, data: Any, kind: str) -> Encoder:
+    """The model of a run: loaded, or a new static encoder."""
+    from embedloss.encoders import load_encoder, new_static_encoder
+
+    if config.model.startswith("static"):
+        return new_static_encoder(texts_of(data), seed=config.seed, **_static_arguments(config.model))
+    return load_encoder(
+        config.model, kind=kind, max_length=config.max_length, pooling=config.pooling, trust_remote_code=config.trust_remote_code
+    )
+
+
+def default_chunk_tokens() -> int:
+    """16,384 padded tokens on a GPU, 4,096 on a CPU."""
+    import torch
+
+    return 16384 if torch.cuda.is_available() else 4096
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder, or None."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and p.name[11:].isdigit()]
+    return max(found, key=lambda p: int(p.name[11:]), default=None)
+
+
+def run_training(config: RunConfig, say: Say = print) -> RunResult:
+    """Run one configuration from data to saved model.
+
+    Args:
+        config: the settings.
+        say: where sentences for the user go.
+
+    Returns:
+        The folder and the metrics before and after.
+
+    Raises:
+        EmbedlossError: for every mistake in settings, data, model or output folder, before anything is written.
+    """
+    prepared = prepare(config, say)
+    import torch
+    import transformers
+
+    from embedloss.collate import Collator
+    from embedloss.encoders import load_encoder
+    from embedloss.registry import create_loss
+    from embedloss.training import report
+    from embedloss.training.step import TrainingStep
+    from embedloss.training.trainer import Trainer, TrainingArguments, save_step
+
+    transformers.set_seed(config.seed)
+    loss = create_loss(config.loss)
+    kind = config.kind or loss.spec.models[0]
+    if kind not in loss.spec.models:
+        raise EmbedlossError("E302", f"'{loss.spec.name}' trains {' and '.join(loss.spec.models)} models, not a {kind}.")
+    encoder = make_encoder(config, prepared.data, kind)
+    prompts = dict(config.prompts)
+    unknown = [role for role in prompts if role not in prepared.binding.format.roles]
+    if unknown:
+        raise EmbedlossError(
+            "E401", f"prompt for the unknown role '{unknown[0]}'; the roles are {', '.join(prepared.binding.format.roles)}."
+        )
+    requirements = loss.requires()
+    guides = {key: key if isinstance(key, torch.nn.Module) else load_encoder(key) for key in requirements.guides}
+    step = TrainingStep(
+        encoder, loss, recompute=config.recompute, gather=config.gather, guides=guides, seed=config.seed,
+        num_classes=prepared.num_classes, label_dimension=prepared.label_dimension,
+    )
+    collator = Collator(
+        encoder.processor, loss, prepared.binding.format.name, config.chunk_tokens or default_chunk_tokens(), prompts, kind,
+        {key: (guide.processor, requirements.guide_prompts.get(key, "")) for key, guide in guides.items()}, config.seed,
+    )
+
+    def evaluator(module: Any) -> dict[str, float]:
+        from embedloss.evaluation import evaluate
+
+        assert prepared.eval_binding is not None
+        return evaluate(module.encoder, prepared.eval_data, prepared.eval_binding.format.name, prompts=prompts, loss=module.loss)
+
+    out = Path(config.out)
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps if config.max_steps else -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate or (2e-5 if encoder.n_layers else 0.2),
+        loss_learning_rate=config.loss_learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup,
+        lr_scheduler_type=config.scheduler,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bfloat16",
+        fp16=config.precision == "float16",
+        batch_sampler=config.sampler,
+        dataloader_num_workers=config.workers,
+        logging_steps=config.logging_steps,
+        eval_strategy="steps" if config.eval_steps and prepared.eval_data is not None else "no",
+        eval_steps=config.eval_steps or None,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=config.save_total_limit,
+        seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if arguments.process_index != 0:
+        say = _silent
+    trainer = Trainer(
+        step, arguments, train_dataset=prepared.data, collator=collator, evaluator=evaluator if prepared.eval_data is not None else None,
+        callbacks=[report.MetricsFile(out / METRICS_FILE), report.Progress()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    say("batch plan\n" + _indent(batch_plan(trainer, collator, config)))
+    say("configuration\n" + _indent(config.to_yaml().rstrip()))
+    if arguments.process_index == 0:
+        if config.overwrite and out.is_dir():
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    result = RunResult(str(out))
+    result.before = _before(trainer, step, out, config)
+    begin = time.perf_counter()
+    if config.max_steps != 0:
+        _train(trainer, out, config)
+    result.seconds = time.perf_counter() - begin
+    result.steps = trainer.state.global_step
+    if trainer.evaluator is not None:
+        result.after = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()} if config.max_steps != 0 else result.before
+    if arguments.process_index == 0:
+        save_step(step, out)
+        if (out / METRICS_FILE).is_file():
+            report.plot_losses(out / METRICS_FILE, out / PLOT_FILE)
+        (out / RESULTS_FILE).write_text(json.dumps(vars(result), indent=2) + "\n", encoding="utf-8")
+        if result.before:
+            rows = [[k, f"{v:.4f}", f"{result.after[k]:.4f}"] for k, v in result.before.items() if k in result.after]
+            say("\n" + report.table(["metric", "before", "after"], rows))
+        say(f"\nsaved to {out} after {result.steps} steps in {result.seconds:.1f} s")
+    return result
+
+
+def _before(trainer: Any, step: Any, out: Path, config: RunConfig) -> dict[str, float]:
+    """Metrics of the untrained model; a resumed run reads those of its first start."""
+    if trainer.evaluator is None:
+        return {}
+    stored = out / "before.json"
+    if config.resume and stored.is_file():
+        found: dict[str, float] = json.loads(stored.read_text(encoding="utf-8"))
+        return found
+    metrics = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}
+    if trainer.is_world_process_zero():
+        stored.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _train(trainer: Any, out: Path, config: RunConfig) -> None:
+    checkpoint = last_checkpoint(out) if config.resume else None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        kept = last_checkpoint(out)
+        where = f"The last checkpoint is {kept}; the same command with --resume goes on from it." if kept else (
+            f"No checkpoint was due yet (--save-steps {config.save_steps}); start again with --overwrite."
+        )
+        print(f"\ninterrupted at step {trainer.state.global_step}. {where}", file=sys.stderr)
+        raise
+    except OSError as exception:
+        raise EmbedlossError("E402", f"could not write to '{out}': {exception}") from exception
+
+
+def batch_plan(trainer: Any, collator: Collator, config: RunConfig) -> str:
+    """What a step costs, counted on the first batch: rows, texts, chunks, padding, negatives per query."""
+    sampler = trainer.sampler()
+    keys = next(iter(sampler))
+    from embedloss.collate import Keyed
+
+    batch = collator(Keyed(trainer.train_dataset).__getitems__(keys))
+    shapes = [c["input_ids"].shape for c in batch["chunks"] if c["input_ids"].ndim == 2]
+    spec = trainer.step_module.loss.spec
+    processes = trainer.args.world_size
+    updates = -(-len(sampler) // config.gradient_accumulation)
+    steps = config.max_steps if config.max_steps is not None else round(updates * config.epochs)
+    lines = [
+        f"{sampler.rows:,} rows, {config.batch_size} a step on {processes} process(es), sampler {type(sampler).__name__}: "
+        f"{len(sampler):,} batches an epoch, {steps:,} optimizer steps",
+    ]
+    forwards = len(batch["chunks"])
+    texts = len(batch["order"])
+    if shapes:
+        padded = sum(n * width for n, width in shapes)
+        real = sum(int(c["attention_mask"].sum()) for c in batch["chunks"])
+        lines.append(
+            f"first batch: {texts} texts in {forwards} chunk(s) of at most {collator.chunk_tokens:,} tokens; "
+            f"{padded:,} tokens, {1 - real / padded:.1%} padding"
+        )
+    else:
+        lines.append(f"first batch: {texts} texts in one lookup")
+    again = max(forwards - 1, 0) if trainer.step_module.recompute else 0
+    lines.append(f"forwards a step: {forwards}" + (f" and {again} again in the backward pass (recompute)" if again else ""))
+    if spec.scope == "batch" and "positive" in batch.get("layout", {}):
+        documents = sum(end - begin for role, (begin, end) in batch["layout"].items() if role != "anchor")
+        joint = documents * (processes if config.gather else 1)
+        lines.append(f"negatives per query: {joint - 1}" + (" (gathered)" if config.gather and processes > 1 else ""))
+        if config.gradient_accumulation > 1:
+            lines.append("note: gradient accumulation adds no in-batch negatives; a larger --batch-size with --recompute does")
+    if sampler.short:
+        lines.append(f"note: duplicates make {sampler.short} batches smaller than half of the batch size")
+    if sampler.left_out:
+        lines.append(f"note: {sampler.left_out} rows find no place in this epoch")
+    return "\n".join(lines)
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())
+
+
+def _silent(text: str) -> None:
+    return None
+

@@ -1,0 +1,106 @@
+"""The module that is wrapped, optimised and saved: encoder and loss together, one forward and one backward a step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
+from embedloss.encoders import Encoder, encode_chunks
+from embedloss.errors import EmbedlossError
+from embedloss.loss import Loss, LossOutput, ModelInfo
+
+
+class TrainingStep(nn.Module):
+    """Encodes a batch once and hands the embeddings to the loss.
+
+    Because the loss is a submodule, its own weights are synchronised, clipped, saved and resumed like the encoder's.
+
+    Args:
+        encoder: the model that is trained.
+        loss: any loss or sum.
+        recompute: keep the activations of one chunk only (same value and gradient, less memory, more time).
+        gather: pool in-batch candidates over all processes.
+        guides: frozen encoders by the key the loss asked for; they are not optimised and not saved.
+        seed: of everything random in the loss.
+        num_classes: number of classes in the data, for losses with a classifier.
+        label_dimension: size of the teacher's vectors, for losses with a projection.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        loss: Loss,
+        *,
+        recompute: bool = False,
+        gather: bool = False,
+        guides: Mapping[Any, Encoder] | None = None,
+        seed: int = 0,
+        num_classes: int | None = None,
+        label_dimension: int | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder.kind not in loss.spec.models:
+            raise EmbedlossError(
+                "E302", f"'{loss.spec.name}' trains {' and '.join(loss.spec.models)} models; this is a {encoder.kind}."
+            )
+        self.encoder, self.loss = encoder, loss
+        self.requirements = loss.requires()
+        self.recompute, self.gather, self.seed = recompute or self.requirements.recompute, gather, seed
+        if self.requirements.layers and encoder.n_layers == 0:
+            raise EmbedlossError("E302", f"'{loss.spec.name}' needs all layers; a {type(encoder).__name__} has none.")
+        self.twin = copy.deepcopy(encoder) if self.requirements.twin else None
+        loss.prepare(ModelInfo(encoder.dimension, encoder, num_classes, label_dimension))
+        # In a tuple, so that the guides are no submodules: not optimised, not saved, not moved by DDP.
+        self._guides = (dict(guides or {}),)
+        for guide in self._guides[0].values():
+            guide.eval().requires_grad_(False)
+        self.step = 0
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """One batch of the collator -> {"loss": scalar, "terms": {...}, "metrics": {...}}."""
+        labels = batch.get("label")
+        inputs = self.scores(batch) if self.encoder.kind == "cross-encoder" else self.embed(batch)
+        output: LossOutput = self.loss(inputs, labels)
+        return {"loss": output.total, "terms": dict(output.terms), "metrics": dict(output.metrics)}
+
+    def embed(self, batch: Mapping[str, Any]) -> Embeddings:
+        """The embeddings of a batch by role, with everything the loss requires."""
+        leaves = self._leaves(self.encoder, batch, batch, self.requirements.layers)
+        if self.twin is not None:
+            leaves.twin = self._leaves(self.twin, batch, batch, self.requirements.layers)
+        for (key, guide), chunks in zip(self._guides[0].items(), batch.get("guides", []), strict=True):
+            with torch.no_grad():
+                leaves.guides[key] = self._leaves(guide.to(leaves.device), batch, chunks, False)
+        leaves.tokens = dict(batch.get("tokens", {}))
+        return Embeddings(leaves)
+
+    def _leaves(self, encoder: Encoder, batch: Mapping[str, Any], chunks: Mapping[str, Any], layers: bool) -> _Leaves:
+        recompute = self.recompute and torch.is_grad_enabled()
+        encoded = encode_chunks(encoder, chunks["chunks"], chunks["order"], recompute=recompute, layers=layers)
+        stack = encoded if isinstance(encoded, list) else [encoded]
+        parts = {role: [layer[begin:end] for layer in stack] for role, (begin, end) in batch["layout"].items()}
+        ids = {role: batch["text_ids"][begin:end] for role, (begin, end) in batch["layout"].items()}
+        return _Leaves(
+            parts, dict(batch["rows"]), batch["count"], StepContext(self.seed, self.step), self.gather, ids, batch.get("row_ids")
+        )
+
+    def scores(self, batch: Mapping[str, Any]) -> Scores:
+        """A cross-encoder's scores: (rows, candidates) padded with 0 and a mask, or (rows, classes) for several outputs."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        logits = encode_chunks(self.encoder, batch["chunks"], batch["order"], recompute=recompute)
+        assert isinstance(logits, Tensor)
+        context = StepContext(self.seed, self.step)
+        if logits.ndim == 2 and logits.shape[1] > 1:
+            return Scores(logits, torch.ones_like(logits, dtype=torch.bool), context)
+        flat, owners, count = logits.reshape(-1), batch["owners"], batch["count"]
+        sizes = torch.bincount(owners, minlength=count)
+        width = int(sizes.max()) if len(owners) else 0
+        place = owners * width + torch.arange(len(owners), device=flat.device) - (sizes.cumsum(0) - sizes)[owners]
+        values = flat.new_zeros(count * width).index_copy(0, place, flat).view(count, width)
+        mask = torch.zeros(count * width, dtype=torch.bool, device=flat.device).index_fill(0, place, True).view(count, width)
+        return Scores(values, mask, context)

@@ -1,0 +1,249 @@
+"""A thin subclass of `transformers.Trainer`: schedules, integrations, DDP, FSDP and DeepSpeed come from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from embedloss.collate import Collator, Keyed
+from embedloss.encoders import load_encoder
+from embedloss.errors import EmbedlossError
+from embedloss.samplers import EpochSampler, make_sampler
+from embedloss.training.step import TrainingStep
+
+LOSS_FILE = "loss.safetensors"
+TWIN_FILE = "twin.safetensors"
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """`transformers.TrainingArguments` and what is particular to embeddings.
+
+    Args:
+        batch_sampler: "auto" (the loss's recommendation), "random", "no-duplicates" or "group-by-label".
+        loss_learning_rate: of the loss's own weights; by default `learning_rate`.
+    """
+
+    batch_sampler: str = "auto"
+    loss_learning_rate: float | None = None
+    logging_nan_inf_filter: bool = field(default=False)  # a NaN is logged as NaN
+    remove_unused_columns: bool | None = field(default=False)
+
+
+class _EpochLoader(DataLoader[Any]):
+    """A data loader whose batch sampler learns the epoch (accelerate's own is not used: our samplers share out the rows)."""
+
+    def set_epoch(self, epoch: int) -> None:
+        assert isinstance(self.batch_sampler, EpochSampler)
+        self.batch_sampler.set_epoch(epoch)
+
+
+class Trainer(transformers.Trainer):
+    """Trains a `TrainingStep`.
+
+    Args:
+        model: the step (encoder and loss).
+        args: training arguments.
+        train_dataset: a bound data set: columns named by role, and "label".
+        collator: makes the batches.
+        evaluator: called with the encoder, returns metrics by name; runs on the first process only.
+        callbacks: as in transformers.
+    """
+
+    def __init__(
+        self,
+        model: TrainingStep,
+        args: TrainingArguments,
+        *,
+        train_dataset: Any,
+        collator: Collator,
+        evaluator: Callable[[Any], Mapping[str, float]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.evaluator = evaluator
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._substep = 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset={} if evaluator else None,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+
+    @property
+    def step_module(self) -> TrainingStep:
+        """The unwrapped training step."""
+        module = self.accelerator.unwrap_model(self.model)
+        assert isinstance(module, TrainingStep)
+        return module
+
+    # -- data ----------------------------------------------------------------------------------------------------------------
+    def sampler(self) -> EpochSampler:
+        """The batch sampler of this run, for this process."""
+        assert isinstance(self.args, TrainingArguments)
+        spec = self.step_module.loss.spec
+        name = spec.sampler if self.args.batch_sampler == "auto" else self.args.batch_sampler
+        columns = getattr(self.train_dataset, "column_names", [])
+        roles = [c for c in columns if c not in ("label", "id")]
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return make_sampler(
+            name, self.train_dataset, roles, self.args.per_device_train_batch_size, seed, self.args.dataloader_drop_last
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this process; every process draws the same joint batches and takes its share."""
+        workers = self.args.dataloader_num_workers
+        return _EpochLoader(
+            Keyed(self.train_dataset),  # type: ignore[arg-type]
+            batch_sampler=self.sampler(),
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(0),  # so that making an iterator does not move the global generator
+        )
+
+    # -- one step --------------------------------------------------------------------------------------------------------------
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in transformers, with the step number handed to the loss's random generators."""
+        module = self.step_module
+        module.step = self.state.global_step * self.args.gradient_accumulation_steps + self._substep
+        self._substep = 0 if self.accelerator.sync_gradients else self._substep + 1
+        result: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return result
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a batch; its terms and metrics are averaged until the next log entry."""
+        output = model(inputs)
+        terms = output["terms"] if set(output["terms"]) != {"loss"} else {}
+        for name, value in (*terms.items(), *output["metrics"].items()):
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        return (output["loss"], output) if return_outputs else output["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every term and metric since the last training entry, over all processes."""
+        if "loss" in logs and self._sums:
+            for name, value in self._averages().items():
+                logs[name] = value
+            self._sums, self._counts = {}, {}
+        super().log(logs, start_time)
+
+    def _averages(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        pairs = torch.stack([torch.stack([self._sums[n], self._sums[n].new_tensor(float(self._counts[n]))]) for n in names])
+        if self.args.world_size > 1:
+            gathered: list[Any] = [None] * self.args.world_size
+            dist.all_gather_object(gathered, {n: pair for n, pair in zip(names, pairs.tolist(), strict=True)})
+            names = sorted({n for part in gathered for n in part})
+            totals = {n: [sum(part.get(n, (0, 0))[k] for part in gathered) for k in (0, 1)] for n in names}
+            return {n: total / max(count, 1) for n, (total, count) in totals.items()}
+        return {n: total / count for n, (total, count) in zip(names, pairs.tolist(), strict=True)}
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers, with the loss's own weights in a group of their own where they have their own rate."""
+        assert isinstance(self.args, TrainingArguments)
+        rate = self.args.loss_learning_rate
+        if self.optimizer is None and rate is not None:
+            target = self.model if model is None else model
+            decays = set(self.get_decay_parameter_names(target))
+            groups: dict[tuple[bool, bool], list[Tensor]] = {}
+            for name, parameter in target.named_parameters():
+                if parameter.requires_grad:
+                    own = name.removeprefix("module.").startswith("loss.")
+                    groups.setdefault((own, name in decays), []).append(parameter)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+            self.optimizer = cls(
+                [
+                    {"params": p, "weight_decay": self.args.weight_decay if decay else 0.0, **({"lr": rate} if own else {})}
+                    for (own, decay), p in groups.items()
+                ],
+                **kwargs,
+            )
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        return made
+
+    # -- evaluation -------------------------------------------------------------------------------------------------------------
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Run the evaluator on the first process; every process gets the metrics."""
+        metrics: list[dict[str, float] | None] = [None]
+        if self.evaluator is not None and self.is_world_process_zero():
+            metrics[0] = {f"{metric_key_prefix}_{k}": float(v) for k, v in self.evaluator(self.step_module).items()}
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(metrics, src=0)
+        found = metrics[0] or {}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------------------
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_step(self.step_module, folder, training=folder.name.startswith("checkpoint-"))
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_step(self.step_module, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint:
+            load_step(self.step_module, self.state.best_model_checkpoint)
+
+
+def save_step(step: TrainingStep, folder: str | os.PathLike[str], training: bool = False) -> None:
+    """Write the encoder (sentence-transformers layout) and the loss's own weights.
+
+    Args:
+        step: what to save.
+        folder: made if it does not exist.
+        training: also what only further training needs (the twin encoder).
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    step.encoder.save(path)
+    state = {name: tensor.contiguous() for name, tensor in step.loss.state_dict().items()}
+    if state:
+        save_file(state, path / LOSS_FILE)
+    (path / "loss.json").write_text(json.dumps({"expression": _expression(step)}) + "\n", encoding="utf-8")
+    if training and step.twin is not None:
+        save_file({name: tensor.contiguous() for name, tensor in step.twin.state_dict().items()}, path / TWIN_FILE)
+
+
+def _expression(step: TrainingStep) -> str | None:
+    try:
+        return step.loss.to_expression()
+    except EmbedlossError:  # a parameter such as a model object has no text
+        return None
+
+
+def load_step(step: TrainingStep, folder: str | os.PathLike[str]) -> None:
+    """Read what `save_step` wrote into an existing step; E403 if something is missing."""
+    path = Path(folder)
+    encoder = load_encoder(str(path), kind=step.encoder.kind)
+    step.encoder.load_state_dict(encoder.state_dict())
+    for module, name in ((step.loss, LOSS_FILE), (step.twin, TWIN_FILE)):
+        if module is not None and module.state_dict():
+            if not (path / name).is_file():
+                raise EmbedlossError("E403", f"checkpoint '{path}' has no {name}; it belongs to a run with another loss.")
+            module.load_state_dict(load_file(path / name))
+
