@@ -1,0 +1,224 @@
+"""Losses that call another loss on views of the embeddings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from embedloss.embeddings import Embeddings, at_least_float32
+from embedloss.errors import EmbedlossError
+from embedloss.loss import Loss, LossOutput, ModelInfo, Modifier, Requirements
+from embedloss_modifiers.functional import LAYER_WEIGHTINGS, layer_weight, sample, self_distillation, truncate
+from embedloss_modifiers.plugin import ADAPTIVE_LAYER, MATRYOSHKA, MATRYOSHKA_2D
+
+
+class _Dims(Modifier):
+    """The inner loss on truncated embeddings; what the two Matryoshka losses share."""
+
+    parameter_aliases: ClassVar[dict[str, str]] = {"matryoshka_dims": "dims", "matryoshka_weights": "weights"}
+    dims: Sequence[int]
+    weights: Sequence[float] | None
+    n_dims_per_step: int
+
+    def _set_dims(self, dims: Sequence[int], weights: Sequence[float] | None, n_dims_per_step: int) -> None:
+        if not dims or any(isinstance(d, bool) or int(d) != d or d < 1 for d in dims):
+            raise ValueError(f"dims must be a list of positive integers, got {dims!r}")
+        repeated = sorted({d for d in dims if list(dims).count(d) > 1})
+        if repeated:
+            raise ValueError(f"dims repeats {', '.join(map(str, repeated))}; give that dimension a larger weight instead")
+        if weights is not None and len(weights) != len(dims):
+            raise ValueError(f"weights must have one number for each of the {len(dims)} dims, got {len(weights)}")
+        self.dims, self.weights, self.n_dims_per_step = dims, weights, n_dims_per_step
+        self._warned = False
+
+    def _check_width(self, width: int, what: str) -> None:
+        if max(self.dims) > width:
+            raise EmbedlossError("E206", f"'{self.spec.name}' has dimension {max(self.dims)}, but {what} {width} dimensions.")
+        if width not in self.dims and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the full dimension {width} is not among dims {list(self.dims)}: embeddings that are not truncated are not "
+                f"trained. Add {width} to dims.",
+                stacklevel=2,
+            )
+
+    def prepare(self, info: ModelInfo) -> None:
+        """Compare the dims with the model's (E206), then prepare the inner loss."""
+        self._check_width(info.dimension, "the model gives")
+        super().prepare(info)
+
+    def _truncated(self, emb: Embeddings, labels: Any) -> LossOutput:
+        self._check_width(emb.own(emb.roles[0]).shape[-1], "the embeddings have")
+        vectors = self._vectors(emb, labels)
+        weights = self.weights or [1.0] * len(self.dims)
+        generator = emb.generator(f"matryoshka/layer {emb.layer}")
+        parts = []
+        for i in sample(len(self.dims), self.n_dims_per_step, generator):
+            dim = int(self.dims[i])
+            wanted = labels if vectors is None else truncate(vectors, dim)
+            parts.append((weights[i], f"{self.spec.name}/{dim}", self.loss(emb.map(partial(truncate, dim=dim)), wanted)))
+        return LossOutput.weighted(parts)
+
+    def _vectors(self, emb: Embeddings, labels: Any) -> Tensor | None:
+        """The labels if they are declared to be a teacher's vectors, which are truncated as the embeddings are."""
+        formats = [f for f in self.spec.data_formats() if set(f.roles) - self.requires().tokens == set(emb.roles)]
+        if labels is None or not any(f.label == "embedding" for f in formats):
+            return None
+        vectors = at_least_float32(torch.as_tensor(labels, device=emb.device))
+        if max(self.dims) > vectors.shape[-1]:
+            found = vectors.shape[-1]
+            raise EmbedlossError(
+                "E206", f"'{self.spec.name}' has dimension {max(self.dims)}, but the label vectors have {found}."
+            )
+        return vectors
+
+
+class MatryoshkaLoss(_Dims):
+    """The weighted sum of a loss over truncated, normalised embeddings, so that prefixes of the vectors are good embeddings.
+
+    Args:
+        loss: any loss.
+        dims: sizes of the prefixes, each between 1 and the model's dimension, which should be among them.
+        weights: one weight a dimension; None: 1 each.
+        n_dims_per_step: number of dimensions drawn anew each step, equal on every process and not rescaled; <= 0: all.
+
+    Paper: Kusupati et al. 2022, Matryoshka Representation Learning, arXiv 2205.13147.
+    """
+
+    spec = MATRYOSHKA
+
+    def __init__(
+        self, loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None, n_dims_per_step: int = -1
+    ) -> None:
+        super().__init__(loss)
+        self._set_dims(dims, weights, n_dims_per_step)
+
+    def compute(self, emb: Embeddings, labels: Any) -> LossOutput:
+        """The inner loss at every dimension of this step; terms `matryoshka/<dim>/...`."""
+        return self._truncated(emb, labels)
+
+
+class AdaptiveLayerLoss(Modifier):
+    """A loss on the final layer and on earlier ones, which also learn the final embeddings, so that layers can be cut off.
+
+    Args:
+        loss: any loss.
+        n_layers_per_step: number of prior layers drawn anew each step, equal on every process; <= 0: all.
+        last_layer_weight: weight of the loss on the final layer.
+        prior_layers_weight: weight of the mean of the loss on the drawn prior layers.
+        kl_div_weight: weight of the Kullback-Leibler divergence from the final embeddings.
+        kl_temperature: temperature of that divergence; 0: without it.
+        layer_weighting: "uniform", "log", "linear", or a function of the layer's number; weights the prior layers' losses.
+
+    Paper: Li et al. 2024, 2D Matryoshka Sentence Embeddings, arXiv 2402.14776.
+    """
+
+    spec = ADAPTIVE_LAYER
+
+    def __init__(
+        self,
+        loss: Loss,
+        n_layers_per_step: int = 1,
+        last_layer_weight: float = 1.0,
+        prior_layers_weight: float = 1.0,
+        kl_div_weight: float = 1.0,
+        kl_temperature: float = 0.3,
+        layer_weighting: str | Callable[[int], float] = "uniform",
+    ) -> None:
+        super().__init__(loss)
+        if not callable(layer_weighting) and layer_weighting not in LAYER_WEIGHTINGS:
+            raise ValueError(f"layer_weighting must be one of {', '.join(LAYER_WEIGHTINGS)}; got {layer_weighting!r}")
+        if kl_temperature < 0:
+            raise ValueError(f"kl_temperature must be at least 0, got {kl_temperature}")
+        self.n_layers_per_step = n_layers_per_step
+        self.last_layer_weight = last_layer_weight
+        self.prior_layers_weight = prior_layers_weight
+        self.kl_div_weight = kl_div_weight
+        self.kl_temperature = kl_temperature
+        self.layer_weighting = layer_weighting
+
+    def requires(self) -> Requirements:
+        """All layers, and what the inner loss needs."""
+        return Requirements(layers=True) | super().requires()
+
+    def inner(self, emb: Embeddings, labels: Any) -> LossOutput:
+        """The loss of one layer."""
+        output: LossOutput = self.loss(emb, labels)
+        return output
+
+    def compute(self, emb: Embeddings, labels: Any) -> LossOutput:
+        """The inner loss on the final and the drawn layers and their divergences.
+
+        Terms are `adaptive-layer/<layer>/...` and `adaptive-layer/kl/<layer>`.
+        """
+        name, final = self.spec.name, emb.at_layer(-1)
+        drawn = sample(emb.n_layers, self.n_layers_per_step, emb.generator("adaptive-layer"))
+        parts = [(self.last_layer_weight, f"{name}/{emb.n_layers}", self.inner(final, labels))]
+        divergences = {}
+        for layer in drawn:
+            view, weighting = emb.at_layer(layer), self.layer_weighting
+            omega = layer_weight(weighting, layer) if isinstance(weighting, str) else weighting(layer)
+            parts.append((self.prior_layers_weight * omega / len(drawn), f"{name}/{layer}", self.inner(view, labels)))
+            if self.kl_temperature > 0:
+                divergences[str(layer)] = self._divergence(view, final)
+        if divergences:
+            parts.append((self.kl_temperature * self.kl_div_weight, f"{name}/kl", LossOutput.of(divergences)))
+        return LossOutput.weighted(parts)
+
+    def _divergence(self, view: Embeddings, final: Embeddings) -> Tensor:
+        # Own texts over all processes' texts, times the processes: their mean is then that of one process on all texts.
+        texts = sum(len(view.pool_rows_of(role)) for role in view.roles)
+        student, teacher = (torch.cat([e.own(role) for role in e.roles]) for e in (view, final))
+        return self_distillation(student, teacher, self.kl_temperature, texts) * view.world_size
+
+
+class Matryoshka2dLoss(AdaptiveLayerLoss, _Dims):
+    """`adaptive_layer(matryoshka(loss, dims))`: embeddings that can be cut in layers and in dimensions.
+
+    Dimensions are drawn anew for every layer; the divergence is taken on embeddings of full width.
+
+    Args:
+        loss: any loss.
+        dims: as in `MatryoshkaLoss`.
+        weights: as in `MatryoshkaLoss`.
+        n_layers_per_step: as in `AdaptiveLayerLoss`.
+        n_dims_per_step: number of dimensions drawn for each layer; <= 0: all.
+        last_layer_weight: as in `AdaptiveLayerLoss`.
+        prior_layers_weight: as in `AdaptiveLayerLoss`.
+        kl_div_weight: as in `AdaptiveLayerLoss`.
+        kl_temperature: as in `AdaptiveLayerLoss`.
+
+    Paper: Li et al. 2024, 2D Matryoshka Sentence Embeddings, arXiv 2402.14776.
+    """
+
+    spec = MATRYOSHKA_2D
+
+    def __init__(
+        self,
+        loss: Loss,
+        dims: Sequence[int],
+        weights: Sequence[float] | None = None,
+        n_layers_per_step: int = 1,
+        n_dims_per_step: int = 1,
+        last_layer_weight: float = 1.0,
+        prior_layers_weight: float = 1.0,
+        kl_div_weight: float = 1.0,
+        kl_temperature: float = 0.3,
+    ) -> None:
+        super().__init__(loss, n_layers_per_step, last_layer_weight, prior_layers_weight, kl_div_weight, kl_temperature)
+        self._set_dims(dims, weights, n_dims_per_step)
+
+    def inner(self, emb: Embeddings, labels: Any) -> LossOutput:
+        """The loss of one layer at the drawn dimensions."""
+        output = self._truncated(emb, labels)
+        prefix = f"{self.spec.name}/"
+        return LossOutput(
+            output.total,
+            {k.removeprefix(prefix): t for k, t in output.terms.items()},
+            {k.removeprefix(prefix): m for k, m in output.metrics.items()},
+        )
