@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+
 from embedloss import Embeddings, EmbedlossError, LossSpec, create_loss
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, WeightedSum
 from embedloss_modifiers.functional import layer_weight, sample, self_distillation
