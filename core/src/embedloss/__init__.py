@@ -37,7 +37,25 @@ _LAZY = {
     "TrainingStep": "embedloss.training",
 }
 
-__all__ = ["EmbedlossError", "LossSpec", "formats", "hookimpl", "__version__", *_LAZY]
+__all__ = [
+    "Embeddings",
+    "EmbedlossError",
+    "Encoder",
+    "Loss",
+    "LossOutput",
+    "LossSpec",
+    "Modifier",
+    "ScoreLoss",
+    "Trainer",
+    "TrainingArguments",
+    "TrainingStep",
+    "__version__",
+    "create_loss",
+    "formats",
+    "hookimpl",
+    "list_losses",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

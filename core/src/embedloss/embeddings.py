@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,7 +101,9 @@ class Embeddings:
                 index = torch.arange(count, device=flat.device).repeat_interleave(lengths)
             else:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise EmbedlossError("E206", f"role '{role}' must be (rows, dim), (rows, n, dim) or a list of (n, dim), got {shape}.")
+                raise EmbedlossError(
+                    "E206", f"role '{role}' must be (rows, dim), (rows, n, dim) or a list of (n, dim), got {shape}."
+                )
             layers[role], rows[role], counts[role] = [flat], index, count
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{role} {count}" for role, count in counts.items())
@@ -246,7 +248,9 @@ class Embeddings:
             raise EmbedlossError("E206", "there is no twin encoder; use .with_twin(Embeddings.of(...)) or the trainer.")
         twin = Embeddings(self._leaves.twin, self._layer, self._functions)
         if self._layer != -1 and twin.n_layers != self.n_layers:
-            raise EmbedlossError("E302", f"the twin encoder gives layers 0 to {twin.n_layers}, the student 0 to {self.n_layers}.")
+            raise EmbedlossError(
+                "E302", f"the twin encoder gives layers 0 to {twin.n_layers}, the student 0 to {self.n_layers}."
+            )
         return twin
 
     def guide(self, key: Any = None) -> Embeddings:

@@ -44,7 +44,9 @@ class LossOutput:
             return result
         terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
         total = torch.stack([t.reshape(()) for t in terms.values()]).sum() if len(terms) > 1 else next(iter(terms.values()))
-        return cls(total, {k: t.detach() for k, t in terms.items()}, {k: torch.as_tensor(m).detach() for k, m in metrics.items()})
+        return cls(
+            total, {k: t.detach() for k, t in terms.items()}, {k: torch.as_tensor(m).detach() for k, m in metrics.items()}
+        )
 
     @classmethod
     def weighted(cls, parts: Iterable[tuple[float | Tensor, str, LossOutput]]) -> LossOutput:
@@ -176,7 +178,8 @@ class Loss(nn.Module):
         """E206 unless the roles are those of a format the loss takes."""
         if not isinstance(embeddings, Embeddings):
             raise EmbedlossError(
-                "E206", f"'{self.spec.name}' takes Embeddings, got {type(embeddings).__name__}. Type: loss(Embeddings.of(anchor=a, ...))"
+                "E206",
+                f"'{self.spec.name}' takes Embeddings, got {type(embeddings).__name__}. Type: loss(Embeddings.of(anchor=a, ...))",
             )
         needed = [set(f.roles) - self.requires().tokens for f in self.spec.data_formats()]
         if needed and set(embeddings.roles) not in needed:
@@ -195,7 +198,12 @@ class Loss(nn.Module):
         if labels is None:
             raise EmbedlossError("E206", f"'{name}' needs labels ({' or '.join(sorted(k for k in kinds if k))}); got none.")
         if kinds == {None}:
-            raise EmbedlossError("E206", f"'{name}' takes no label on {', '.join(embeddings.roles)}." if isinstance(embeddings, Embeddings) else f"'{name}' takes no label.")
+            raise EmbedlossError(
+                "E206",
+                f"'{name}' takes no label on {', '.join(embeddings.roles)}."
+                if isinstance(embeddings, Embeddings)
+                else f"'{name}' takes no label.",
+            )
         try:
             tensor = torch.as_tensor(labels, device=device)
         except (TypeError, ValueError, RuntimeError) as exception:
@@ -204,7 +212,9 @@ class Loss(nn.Module):
         if tensor.ndim == 2 and tensor.shape[1] == 1 and all(not k.per_candidate and k.name != "embedding" for k in named):
             tensor = tensor[:, 0]
         if tensor.ndim == 0 or len(tensor) != len(embeddings):
-            raise EmbedlossError("E206", f"'{name}' got {len(embeddings)} rows but {0 if tensor.ndim == 0 else len(tensor)} labels.")
+            raise EmbedlossError(
+                "E206", f"'{name}' got {len(embeddings)} rows but {0 if tensor.ndim == 0 else len(tensor)} labels."
+            )
         if tensor.is_floating_point():
             bad = tensor.isnan() if any(k.per_candidate for k in named) else ~tensor.isfinite()
             if bool(bad.any()):
@@ -220,7 +230,11 @@ class Loss(nn.Module):
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 value = getattr(self, name)
-                if parameter.default is parameter.empty or value != parameter.default or type(value) is bool and value is not parameter.default:
+                if (
+                    parameter.default is parameter.empty
+                    or value != parameter.default
+                    or (type(value) is bool and value is not parameter.default)
+                ):
                     found[name] = value
         return found
 
@@ -314,8 +328,13 @@ class Modifier(Loss):
         """A modifier takes the formats of its inner loss."""
         inner = self.loss.spec
         self.spec = replace(
-            spec, formats=inner.formats, models=inner.models, scope=inner.scope, sampler=inner.sampler,
-            label_range=inner.label_range, any_format=inner.any_format,
+            spec,
+            formats=inner.formats,
+            models=inner.models,
+            scope=inner.scope,
+            sampler=inner.sampler,
+            label_range=inner.label_range,
+            any_format=inner.any_format,
         )
 
     def requires(self) -> Requirements:

@@ -90,7 +90,7 @@ class PluginManager:
 
     @property
     def hook(self) -> Any:
-        """pluggy's hook caller."""
+        """Pluggy's hook caller."""
         return self._pm.hook
 
     def load_installed(self) -> None:
@@ -154,7 +154,9 @@ class PluginManager:
     def _register(self, plugin: Plugin) -> None:
         with _contained(plugin):
             self._pm.register(plugin.module)
-            unknown = [name for name in dir(plugin.module) if name.startswith("embedloss_") and not hasattr(hookspecs.Hooks, name)]
+            unknown = [
+                name for name in dir(plugin.module) if name.startswith("embedloss_") and not hasattr(hookspecs.Hooks, name)
+            ]
             unknown = [name for name in unknown if callable(getattr(plugin.module, name))]
             if unknown:
                 hooks = ", ".join(name for name in dir(hookspecs.Hooks) if name.startswith("embedloss_"))

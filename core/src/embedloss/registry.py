@@ -38,7 +38,7 @@ def _index(manager: PluginManager) -> dict[str, LossSpec]:
 
 def list_losses(
     *,
-    format: str | None = None,  # noqa: A002 - the word users type
+    format: str | None = None,
     family: str | None = None,
     model_kind: str | None = None,
     labels: str | None = None,
@@ -92,7 +92,8 @@ def get_spec(name: str) -> LossSpec:
         raise EmbedlossError("E201", f"unknown loss '{name}'. Did you mean {' or '.join(near)}?")
     if not index:
         raise EmbedlossError("E201", f"unknown loss '{name}', and no loss is installed. Type: {EVERYTHING}")
-    raise EmbedlossError("E201", f"unknown loss '{name}'. `embedloss list` prints the {len(set(map(id, index.values())))} installed ones.")
+    installed = len({spec.name for spec in index.values()})
+    raise EmbedlossError("E201", f"unknown loss '{name}'. `embedloss list` prints the {installed} installed ones.")
 
 
 def parameters_of(spec: LossSpec) -> dict[str, inspect.Parameter]:

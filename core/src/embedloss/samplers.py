@@ -153,12 +153,15 @@ class GroupByLabelSampler(EpochSampler):
     def __init__(self, labels: Sequence[Any], batch_size: int, seed: int = 0, drop_last: bool = False) -> None:
         super().__init__(len(labels), batch_size, seed, drop_last)
         if batch_size * self.processes < 4:
-            raise EmbedlossError("E106", f"batches of {batch_size} rows cannot hold two classes of two rows; type --batch-size 4 or more.")
+            raise EmbedlossError(
+                "E106", f"batches of {batch_size} rows cannot hold two classes of two rows; type --batch-size 4 or more."
+            )
         values, inverse, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
         alone = [str(v) for v, c in zip(values, counts, strict=True) if c < 2]
         if alone:
             raise EmbedlossError(
-                "E106", f"{len(alone)} class(es) have one row only ({', '.join(alone[:5])}); this loss needs two. Remove these rows."
+                "E106",
+                f"{len(alone)} class(es) have one row only ({', '.join(alone[:5])}); this loss needs two. Remove these rows.",
             )
         if len(values) < 2:
             raise EmbedlossError("E106", f"all rows have the class {values[0]}; this loss needs at least two classes.")
@@ -211,7 +214,9 @@ class GroupByLabelSampler(EpochSampler):
         made[:] = [batch for batch in made if batch]
 
 
-def make_sampler(name: str, dataset: Any, roles: Sequence[str], batch_size: int, seed: int, drop_last: bool = False) -> EpochSampler:
+def make_sampler(
+    name: str, dataset: Any, roles: Sequence[str], batch_size: int, seed: int, drop_last: bool = False
+) -> EpochSampler:
     """The batch sampler of that name over a bound data set (columns named by role, "label").
 
     Args:

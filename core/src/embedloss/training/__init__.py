@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from embedloss.training.trainer import Trainer, TrainingArguments
 
 _LAZY = {
-    "RunConfig": "config", "RunResult": "run", "run_training": "run", "TrainingStep": "step", "Trainer": "trainer",
+    "RunConfig": "config",
+    "RunResult": "run",
+    "run_training": "run",
+    "TrainingStep": "step",
+    "Trainer": "trainer",
     "TrainingArguments": "trainer",
 }
 __all__ = ["RunConfig", "RunResult", "Trainer", "TrainingArguments", "TrainingStep", "run_training"]

@@ -120,7 +120,9 @@ class RunConfig:
         if self.resume and self.overwrite:
             faults.append("'resume' and 'overwrite' exclude each other")
         if faults:
-            raise EmbedlossError("E401", "\n  ".join(["the configuration cannot be used:", *faults] if len(faults) > 1 else faults))
+            raise EmbedlossError(
+                "E401", "\n  ".join(["the configuration cannot be used:", *faults] if len(faults) > 1 else faults)
+            )
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `from_mapping` reads back."""
@@ -182,7 +184,9 @@ def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
         parts = [part.partition("=") for part in str(value).split(",") if part.strip()]
         if all(middle for _, middle, _ in parts):
             return {k.strip(): v for k, _, v in parts}
-    name = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "key=value"}.get(kind, str(kind))
+    name = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "key=value"}.get(
+        kind, str(kind)
+    )
     raise EmbedlossError("E401", f"{where}: '{key}' must be {name}; got {value!r}.")
 
 
@@ -196,5 +200,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as exception:
         raise EmbedlossError("E401", f"configuration file '{path}' is not YAML: {exception}") from exception
     if not isinstance(values, dict):
-        raise EmbedlossError("E401", f"configuration file '{path}' must hold 'key: value' lines, found {type(values).__name__}.")
+        raise EmbedlossError(
+            "E401", f"configuration file '{path}' must hold 'key: value' lines, found {type(values).__name__}."
+        )
     return values

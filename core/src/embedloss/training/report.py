@@ -82,7 +82,10 @@ def plot_losses(metrics: Path, picture: Path) -> bool:
     if not entries:
         return False
     fixed = {"step", "epoch", "grad_norm", "learning_rate"}
-    names = ["loss", *sorted({n for e in entries for n in e if n not in fixed and n.rsplit("/", 1)[-1] == "loss" and n != "loss"})]
+    names = [
+        "loss",
+        *sorted({n for e in entries for n in e if n not in fixed and n.rsplit("/", 1)[-1] == "loss" and n != "loss"}),
+    ]
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
     for name in names:
         points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
@@ -103,5 +106,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A small text table, first column left, others right."""
     cells = [list(header), *[list(r) for r in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

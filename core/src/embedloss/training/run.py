@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from embedloss.check import Binding
     from embedloss.collate import Collator
     from embedloss.encoders import Encoder
-    from embedloss.loss import Loss
 
 Say = Callable[[str], None]
 CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
@@ -78,8 +77,12 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
 
     def bound(data: Any) -> tuple[Any, Binding]:
         binding = bind(
-            column_kinds(data), loss.spec.data_formats(), loss_name=loss.spec.name, any_format=loss.spec.any_format,
-            mapping=config.map, drop=config.drop,
+            column_kinds(data),
+            loss.spec.data_formats(),
+            loss_name=loss.spec.name,
+            any_format=loss.spec.any_format,
+            mapping=config.map,
+            drop=config.drop,
         )
         check_rows(data, binding, loss.spec).raise_if_faulty()
         return bound_dataset(data, binding), binding
@@ -104,7 +107,9 @@ def _check_folder(config: RunConfig) -> None:
     if out.is_file():
         raise EmbedlossError("E402", f"output '{out}' is a file; type --out FOLDER.")
     if out.is_dir() and any(out.iterdir()) and not (config.overwrite or config.resume):
-        raise EmbedlossError("E402", f"output folder '{out}' is not empty. Type --overwrite to replace it, or --resume to go on.")
+        raise EmbedlossError(
+            "E402", f"output folder '{out}' is not empty. Type --overwrite to replace it, or --resume to go on."
+        )
     if config.resume and last_checkpoint(out) is None:
         raise EmbedlossError("E403", f"there is no checkpoint in '{out}' to resume from. Leave out --resume to start anew.")
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
@@ -117,7 +122,7 @@ def _check_model(config: RunConfig) -> None:
     if name.startswith("static"):
         _static_arguments(name)
         return
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     folder = Path(name).expanduser()
     if folder.is_file():
         raise EmbedlossError("E301", f"model '{name}' is a file; give the folder that holds modules.json or config.json.")
@@ -159,7 +164,11 @@ def make_encoder(config: RunConfig, data: Any, kind: str) -> Encoder:
     if config.model.startswith("static"):
         return new_static_encoder(texts_of(data), seed=config.seed, **_static_arguments(config.model))
     return load_encoder(
-        config.model, kind=kind, max_length=config.max_length, pooling=config.pooling, trust_remote_code=config.trust_remote_code
+        config.model,
+        kind=kind,
+        max_length=config.max_length,
+        pooling=config.pooling,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
@@ -215,19 +224,33 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     requirements = loss.requires()
     guides = {key: key if isinstance(key, torch.nn.Module) else load_encoder(key) for key in requirements.guides}
     step = TrainingStep(
-        encoder, loss, recompute=config.recompute, gather=config.gather, guides=guides, seed=config.seed,
-        num_classes=prepared.num_classes, label_dimension=prepared.label_dimension,
+        encoder,
+        loss,
+        recompute=config.recompute,
+        gather=config.gather,
+        guides=guides,
+        seed=config.seed,
+        num_classes=prepared.num_classes,
+        label_dimension=prepared.label_dimension,
     )
     collator = Collator(
-        encoder.processor, loss, prepared.binding.format.name, config.chunk_tokens or default_chunk_tokens(), prompts, kind,
-        {key: (guide.processor, requirements.guide_prompts.get(key, "")) for key, guide in guides.items()}, config.seed,
+        encoder.processor,
+        loss,
+        prepared.binding.format.name,
+        config.chunk_tokens or default_chunk_tokens(),
+        prompts,
+        kind,
+        {key: (guide.processor, requirements.guide_prompts.get(key, "")) for key, guide in guides.items()},
+        config.seed,
     )
 
     def evaluator(module: Any) -> dict[str, float]:
         from embedloss.evaluation import evaluate
 
         assert prepared.eval_binding is not None
-        return evaluate(module.encoder, prepared.eval_data, prepared.eval_binding.format.name, prompts=prompts, loss=module.loss)
+        return evaluate(
+            module.encoder, prepared.eval_data, prepared.eval_binding.format.name, prompts=prompts, loss=module.loss
+        )
 
     out = Path(config.out)
     arguments = TrainingArguments(
@@ -259,7 +282,11 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     if arguments.process_index != 0:
         say = _silent
     trainer = Trainer(
-        step, arguments, train_dataset=prepared.data, collator=collator, evaluator=evaluator if prepared.eval_data is not None else None,
+        step,
+        arguments,
+        train_dataset=prepared.data,
+        collator=collator,
+        evaluator=evaluator if prepared.eval_data is not None else None,
         callbacks=[report.MetricsFile(out / METRICS_FILE), report.Progress()],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -278,7 +305,9 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     result.seconds = time.perf_counter() - begin
     result.steps = trainer.state.global_step
     if trainer.evaluator is not None:
-        result.after = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()} if config.max_steps != 0 else result.before
+        result.after = (
+            {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()} if config.max_steps != 0 else result.before
+        )
     if arguments.process_index == 0:
         save_step(step, out)
         if (out / METRICS_FILE).is_file():
@@ -311,8 +340,10 @@ def _train(trainer: Any, out: Path, config: RunConfig) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         kept = last_checkpoint(out)
-        where = f"The last checkpoint is {kept}; the same command with --resume goes on from it." if kept else (
-            f"No checkpoint was due yet (--save-steps {config.save_steps}); start again with --overwrite."
+        where = (
+            f"The last checkpoint is {kept}; the same command with --resume goes on from it."
+            if kept
+            else (f"No checkpoint was due yet (--save-steps {config.save_steps}); start again with --overwrite.")
         )
         print(f"\ninterrupted at step {trainer.state.global_step}. {where}", file=sys.stderr)
         raise
@@ -368,4 +399,3 @@ def _indent(text: str) -> str:
 
 def _silent(text: str) -> None:
     return None
-

@@ -86,7 +86,13 @@ class TrainingStep(nn.Module):
         parts = {role: [layer[begin:end] for layer in stack] for role, (begin, end) in batch["layout"].items()}
         ids = {role: batch["text_ids"][begin:end] for role, (begin, end) in batch["layout"].items()}
         return _Leaves(
-            parts, dict(batch["rows"]), batch["count"], StepContext(self.seed, self.step), self.gather, ids, batch.get("row_ids")
+            parts,
+            dict(batch["rows"]),
+            batch["count"],
+            StepContext(self.seed, self.step),
+            self.gather,
+            ids,
+            batch.get("row_ids"),
         )
 
     def scores(self, batch: Mapping[str, Any]) -> Scores:

@@ -246,4 +246,3 @@ def load_step(step: TrainingStep, folder: str | os.PathLike[str]) -> None:
             if not (path / name).is_file():
                 raise EmbedlossError("E403", f"checkpoint '{path}' has no {name}; it belongs to a run with another loss.")
             module.load_state_dict(load_file(path / name))
-
