@@ -45,6 +45,7 @@ class Keyed:
         return len(self.dataset)
 
     def __getitems__(self, keys: Sequence[int]) -> list[Row]:
+        """The rows of one batch, read at once."""
         count = len(self.dataset)
         columns = self.dataset[[key % count for key in keys]]
         return [

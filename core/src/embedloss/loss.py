@@ -127,7 +127,9 @@ class Loss(nn.Module):
 
     Example:
         >>> class MeanDistance(Loss):  # doctest: +SKIP
-        ...     spec = LossSpec(name="mean-distance", target="my_loss:MeanDistance", summary="...", family="mine", formats=["pairs"])
+        ...     spec = LossSpec(
+        ...         name="mean-distance", target="my_loss:MeanDistance", summary="...", family="mine", formats=["pairs"]
+        ...     )
         ...     def compute(self, emb, labels):
         ...         return (emb.own("anchor") - emb.own("positive")).norm(dim=1).mean()
     """
@@ -179,7 +181,8 @@ class Loss(nn.Module):
         if not isinstance(embeddings, Embeddings):
             raise EmbedlossError(
                 "E206",
-                f"'{self.spec.name}' takes Embeddings, got {type(embeddings).__name__}. Type: loss(Embeddings.of(anchor=a, ...))",
+                f"'{self.spec.name}' takes Embeddings, got {type(embeddings).__name__}. "
+                "Type: loss(Embeddings.of(anchor=a, ...))",
             )
         needed = [set(f.roles) - self.requires().tokens for f in self.spec.data_formats()]
         if needed and set(embeddings.roles) not in needed:

@@ -172,8 +172,9 @@ class PluginManager:
         for caller in self._pm.hook.embedloss_register_losses.get_hookimpls():
             if caller.plugin is not plugin.module:
                 continue
-            result = caller.function()
-            for spec in [result] if isinstance(result, LossSpec) else result or ():
+            result: Any = caller.function()
+            found: list[object] = [result] if isinstance(result, LossSpec) else list(result or ())
+            for spec in found:
                 if not isinstance(spec, LossSpec):
                     raise TypeError(f"embedloss_register_losses returned {type(spec).__name__}, not LossSpec")
                 object.__setattr__(spec, "distribution", plugin.distribution)

@@ -76,6 +76,8 @@ class Trainer(transformers.Trainer):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._substep = 0
+        self.optimizer: Any = None
+        self.control: Any = None
         super().__init__(
             model=model,
             args=args,
