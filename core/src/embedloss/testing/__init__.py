@@ -1,0 +1,1 @@
+"""What plugin authors run: the conformance kit, and tiny models for their own tests."""
