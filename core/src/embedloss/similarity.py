@@ -6,6 +6,7 @@ Cosines follow house rule R5: a zero vector has cosine 0 with everything and rec
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,14 +25,27 @@ _ALIASES = {
 _CANONICAL = {name.replace("_", "-"): key for key, names in _ALIASES.items() for name in (key, *names)}
 
 
+def _name_of(value: Any) -> str:
+    """A name as it is; that of a function or enum member; or the attribute under which a class keeps a lambda."""
+    if isinstance(value, str):
+        return value
+    name = str(getattr(value, "__name__", None) or getattr(value, "name", ""))
+    if name == "<lambda>":  # the enumerations of other libraries are often classes of lambdas
+        owner: Any = sys.modules.get(value.__module__)
+        for part in value.__qualname__.split(".")[:-1]:
+            owner = getattr(owner, part, None)
+        return next((key for key, member in vars(owner).items() if member is value), name) if owner is not None else name
+    return name
+
+
 def canonical(value: Any, allowed: tuple[str, ...], parameter: str) -> str:
-    """The canonical name of a similarity or distance given by name, or by a function or enum member of that name.
+    """The canonical name of a similarity or distance given by name ("cosine", "SiameseDistanceMetric.COSINE_DISTANCE"), or by
+    a function or enum member of that name.
 
     Raises:
         ValueError: names what is allowed.
     """
-    name = value if isinstance(value, str) else getattr(value, "__name__", None) or getattr(value, "name", "")
-    found = _CANONICAL.get(str(name).lower().replace("_", "-"))
+    found = _CANONICAL.get(_name_of(value).rsplit(".", 1)[-1].lower().replace("_", "-"))
     if found not in allowed:
         raise ValueError(f"{parameter} must be one of {', '.join(allowed)}; got {value!r}")
     return found
