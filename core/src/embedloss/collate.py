@@ -54,6 +54,7 @@ class Keyed:
         ]
 
     def __getitem__(self, key: int) -> Row:
+        """One row."""
         return self.__getitems__([key])[0]
 
 

@@ -390,7 +390,7 @@ class WeightedSum(Loss):
             takes = "\n".join(f"  {s.name}: {', '.join(s.format_names())}" for s in bound)
             raise EmbedlossError("E101", f"the terms of the sum share no data format:\n{takes}")
         ranges = [s.label_range for s in bound if s.label_range]
-        samplers = {s.sampler for s in bound} - {"random"}
+        samplers: set[str] = {s.sampler for s in bound} - {"random"}
         if len(samplers) > 1:
             samplers = {"group-by-label"} & samplers or samplers
         models = tuple(k for k in ("bi-encoder", "cross-encoder") if all(k in s.models for s in specs))
@@ -403,7 +403,7 @@ class WeightedSum(Loss):
             any_format=not bound,
             models=models,  # type: ignore[arg-type]
             scope="batch" if any(s.scope == "batch" for s in specs) else "row",
-            sampler=next(iter(samplers), "random"),
+            sampler=next(iter(samplers), "random"),  # type: ignore[arg-type]
             label_range=(max(r[0] for r in ranges), min(r[1] for r in ranges)) if ranges else None,
         )
 

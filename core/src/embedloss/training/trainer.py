@@ -96,7 +96,7 @@ class Trainer(transformers.Trainer):
         assert isinstance(module, TrainingStep)
         return module
 
-    # -- data ----------------------------------------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------------------------
     def sampler(self) -> EpochSampler:
         """The batch sampler of this run, for this process."""
         assert isinstance(self.args, TrainingArguments)
@@ -122,7 +122,7 @@ class Trainer(transformers.Trainer):
             generator=torch.Generator().manual_seed(0),  # so that making an iterator does not move the global generator
         )
 
-    # -- one step --------------------------------------------------------------------------------------------------------------
+    # -- one step ----------------------------------------------------------------------------------------------------
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in transformers, with the step number handed to the loss's random generators."""
         module = self.step_module
@@ -185,7 +185,7 @@ class Trainer(transformers.Trainer):
         made: torch.optim.Optimizer = super().create_optimizer(model)
         return made
 
-    # -- evaluation -------------------------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------------------------
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Run the evaluator on the first process; every process gets the metrics."""
         metrics: list[dict[str, float] | None] = [None]
@@ -198,7 +198,7 @@ class Trainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------------------
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         save_step(self.step_module, folder, training=folder.name.startswith("checkpoint-"))
