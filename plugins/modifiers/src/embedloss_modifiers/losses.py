@@ -192,6 +192,7 @@ class Matryoshka2dLoss(AdaptiveLayerLoss, _Dims):
         prior_layers_weight: as in `AdaptiveLayerLoss`.
         kl_div_weight: as in `AdaptiveLayerLoss`.
         kl_temperature: as in `AdaptiveLayerLoss`.
+        layer_weighting: as in `AdaptiveLayerLoss`.
 
     Paper: Li et al. 2024, 2D Matryoshka Sentence Embeddings, arXiv 2402.14776.
     """
@@ -209,8 +210,11 @@ class Matryoshka2dLoss(AdaptiveLayerLoss, _Dims):
         prior_layers_weight: float = 1.0,
         kl_div_weight: float = 1.0,
         kl_temperature: float = 0.3,
+        layer_weighting: str | Callable[[int], float] = "uniform",
     ) -> None:
-        super().__init__(loss, n_layers_per_step, last_layer_weight, prior_layers_weight, kl_div_weight, kl_temperature)
+        super().__init__(
+            loss, n_layers_per_step, last_layer_weight, prior_layers_weight, kl_div_weight, kl_temperature, layer_weighting
+        )
         self._set_dims(dims, weights, n_dims_per_step)
 
     def inner(self, emb: Embeddings, labels: Any) -> LossOutput:

@@ -152,7 +152,8 @@ What the inner loss takes, and an encoder that gives all its layers.
 - `loss`: any loss.
 - `dims`, `weights = None`: as in `matryoshka`.
 - `n_layers_per_step = 1`, `n_dims_per_step = 1`: prior layers a step, and dimensions for each layer; at most 0: all.
-- `last_layer_weight = 1.0`, `prior_layers_weight = 1.0`, `kl_div_weight = 1.0`, `kl_temperature = 0.3`: as in `adaptive_layer`.
+- `last_layer_weight = 1.0`, `prior_layers_weight = 1.0`, `kl_div_weight = 1.0`, `kl_temperature = 0.3`,
+  `layer_weighting = "uniform"`: as in `adaptive_layer`.
 
 **When to use it**
 
