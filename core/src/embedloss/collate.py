@@ -71,6 +71,7 @@ class Collator:
         kind: "bi-encoder" or "cross-encoder".
         guides: processor of each guide and its prompt; guides see the texts without the student's prompts.
         seed: for the loss's `transform`.
+        source: name of the data set, for messages.
     """
 
     processor: Any
@@ -81,6 +82,7 @@ class Collator:
     kind: str = "bi-encoder"
     guides: Mapping[Any, tuple[Any, str]] = field(default_factory=dict)
     seed: int = 0
+    source: str = ""
 
     def __call__(self, rows: list[Row]) -> Batch:
         name = self.format_name

@@ -242,6 +242,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         kind,
         {key: (guide.processor, requirements.guide_prompts.get(key, "")) for key, guide in guides.items()},
         config.seed,
+        config.data,
     )
 
     def evaluator(module: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
 from embedloss.encoders import Encoder, encode_chunks
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo
+from embedloss.training.health import probe
 
 
 class TrainingStep(nn.Module):
@@ -60,13 +61,20 @@ class TrainingStep(nn.Module):
         for guide in self._guides[0].values():
             guide.eval().requires_grad_(False)
         self.step = 0
+        self._last: list[Tensor] = []
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """One batch of the collator -> {"loss": scalar, "terms": {...}, "metrics": {...}}."""
         labels = batch.get("label")
         inputs = self.scores(batch) if self.encoder.kind == "cross-encoder" else self.embed(batch)
         output: LossOutput = self.loss(inputs, labels)
+        if isinstance(inputs, Embeddings):  # without graph: keeping it would keep the activations
+            self._last = [inputs.own(role).detach() for role in inputs.roles if inputs.single(role)][:2]
         return {"loss": output.total, "terms": dict(output.terms), "metrics": dict(output.metrics)}
+
+    def spread(self) -> dict[str, float]:
+        """How the latest batch's embeddings spread; see `embedloss.training.health.probe`."""
+        return probe(*self._last) if self._last else {}
 
     def embed(self, batch: Mapping[str, Any]) -> Embeddings:
         """The embeddings of a batch by role, with everything the loss requires."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import rotate_checkpoints
 
 from embedloss.collate import Collator, Keyed
 from embedloss.encoders import load_encoder
 from embedloss.errors import EmbedlossError
 from embedloss.samplers import EpochSampler, make_sampler
+from embedloss.training.health import Health
 from embedloss.training.step import TrainingStep
 
 LOSS_FILE = "loss.safetensors"
 TWIN_FILE = "twin.safetensors"
+STAGING = ".saving"
 
 
 @dataclass
@@ -76,6 +80,9 @@ class Trainer(transformers.Trainer):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._substep = 0
+        self._staging = False
+        self._batch: Mapping[str, Any] = {}
+        self.health = Health(Path(args.output_dir), collator.source)
         self.optimizer: Any = None
         self.control: Any = None
         super().__init__(
@@ -136,6 +143,8 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The loss of a batch; its terms and metrics are averaged until the next log entry."""
         output = model(inputs)
+        self._batch = inputs
+        self.health.check_output(self.step_module, output, inputs, self.state.global_step + 1)
         terms = output["terms"] if set(output["terms"]) != {"loss"} else {}
         for name, value in (*terms.items(), *output["metrics"].items()):
             value = value.detach().float()
@@ -143,12 +152,21 @@ class Trainer(transformers.Trainer):
             self._counts[name] = self._counts.get(name, 0) + 1
         return (output["loss"], output) if return_outputs else output["loss"]
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        value = float(norm) if norm is not None else 0.0
+        self.health.check_gradient(self.step_module, value, self._batch, self.state.global_step + 1)
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every term and metric since the last training entry, over all processes."""
         if "loss" in logs and self._sums:
-            for name, value in self._averages().items():
-                logs[name] = value
+            logs.update(self._averages())
             self._sums, self._counts = {}, {}
+        if "loss" in logs:
+            spread = self.step_module.spread()
+            self.health.check_spread(spread, self.state.global_step)
+            logs.update({f"embeddings/{name}": value for name, value in spread.items()})
         super().log(logs, start_time)
 
     def _averages(self) -> dict[str, float]:
@@ -199,6 +217,38 @@ class Trainer(transformers.Trainer):
         return found
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, STAGING) if self._staging else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint beside the others and rename it when it is whole, so that a kill never leaves half of one."""
+        run = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        staged = run / STAGING / name
+        best = self.state.best_model_checkpoint
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.state.best_model_checkpoint = best
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
+        if self.args.world_size > 1:
+            dist.barrier()
+        if self.args.should_save:
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            if (run / name).is_dir():
+                shutil.rmtree(run / name)
+            staged.rename(run / name)
+            shutil.rmtree(run / STAGING, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         save_step(self.step_module, folder, training=folder.name.startswith("checkpoint-"))
@@ -229,6 +279,15 @@ def save_step(step: TrainingStep, folder: str | os.PathLike[str], training: bool
     (path / "loss.json").write_text(json.dumps({"expression": _expression(step)}) + "\n", encoding="utf-8")
     if training and step.twin is not None:
         save_file({name: tensor.contiguous() for name, tensor in step.twin.state_dict().items()}, path / TWIN_FILE)
+
+
+def read_expression(folder: str | os.PathLike[str]) -> str:
+    """The loss expression of a saved folder; E403 if there is none."""
+    file = Path(folder) / "loss.json"
+    expression = json.loads(file.read_text(encoding="utf-8")).get("expression") if file.is_file() else None
+    if not expression:
+        raise EmbedlossError("E403", f"'{folder}' does not say which loss it was trained with.")
+    return str(expression)
 
 
 def _expression(step: TrainingStep) -> str | None:

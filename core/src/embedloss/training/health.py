@@ -1,0 +1,163 @@
+"""Watching a run: stop on the first non-finite value, warn once on a dead loss or a collapse.
+
+A non-finite value leaves a folder behind (model, loss and batch) from which `embedloss replay FOLDER` runs the step again.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedloss.errors import EmbedlossError
+from embedloss.similarity import unit
+
+DEAD_STEPS = 25  # this many steps in a row without any gradient are no accident
+BATCH_FILE = "batch.pt"
+
+
+class HealthWarning(UserWarning):
+    """Something about a run that is likely to be a mistake; training goes on."""
+
+
+def probe(x: Tensor, y: Tensor | None = None, most: int = 256) -> dict[str, float]:
+    """How a batch of embeddings spreads over the sphere.
+
+    Args:
+        x: (rows, dim).
+        y: (rows, dim), texts that belong to x, for the alignment.
+        most: rows that are looked at.
+
+    Returns:
+        similarity: mean cosine of different rows (1: all alike). rank: effective rank of the centred rows, exp of the
+        entropy of their normalised singular values. uniformity: log mean exp(-2 |u - v|^2) over different rows.
+        alignment: mean |x - y|^2 of unit rows, if y is given (Wang and Isola 2020, arXiv 2005.10242).
+    """
+    x = unit(x.detach()[:most].float())
+    rows = len(x)
+    if rows < 2:
+        return {}
+    gram = x @ x.T
+    off = ~torch.eye(rows, dtype=torch.bool, device=x.device)
+    values = torch.linalg.svdvals(x - x.mean(0))
+    share = values / values.sum().clamp(min=1e-12)
+    found = {
+        "similarity": gram[off].mean(),
+        "rank": torch.exp(-(share * share.clamp(min=1e-12).log()).sum()),
+        "uniformity": torch.log(torch.exp(-2 * (2 - 2 * gram[off])).mean()),
+    }
+    if y is not None and len(y) >= rows:
+        found["alignment"] = (x - unit(y.detach()[:rows].float())).pow(2).sum(1).mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+class Health:
+    """The guard of one run; the trainer calls it every step.
+
+    Args:
+        folder: where a reproducer is written.
+        source: name of the data set, for messages.
+    """
+
+    def __init__(self, folder: Path, source: str = "") -> None:
+        self.folder, self.source = folder, source
+        self.still = 0
+        self.first: dict[str, float] = {}
+        self.warned: set[str] = set()
+
+    def check_output(self, module: Any, output: Mapping[str, Any], batch: Mapping[str, Any], step: int) -> None:
+        """E207 if the loss or a term is not finite."""
+        if bool(torch.isfinite(output["loss"].detach()).all()):
+            return
+        terms = [name for name, value in output["terms"].items() if not bool(torch.isfinite(value).all())]
+        self._stop(module, f"the loss ({', '.join(terms) or 'total'})", batch, step)
+
+    def check_gradient(self, module: Any, norm: float, batch: Mapping[str, Any], step: int) -> None:
+        """E207 if a gradient is not finite; a warning after many steps without gradient."""
+        if not math.isfinite(norm):
+            bad = [n for n, p in module.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+            self._stop(module, f"the gradient of {bad[0] if bad else 'the model'}", batch, step)
+        self.still = self.still + 1 if norm == 0 else 0
+        if self.still >= DEAD_STEPS:
+            self._warn(
+                "dead", f"no gradient for {self.still} steps up to step {step}: the loss learns nothing from these batches "
+                "(no active triplet, equal labels, or a batch of one row)."
+            )  # fmt: skip
+
+    def check_spread(self, spread: Mapping[str, float], step: int) -> None:
+        """A warning when embeddings that were spread have become all alike."""
+        if not spread:
+            return
+        self.first = self.first or dict(spread)
+        if spread["similarity"] > 0.98 and self.first["similarity"] < 0.8:
+            self._warn(
+                "collapse",
+                f"at step {step} all embeddings of a batch are nearly equal (mean cosine {spread['similarity']:.3f}, "
+                f"{self.first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser such as 0.1 * gor().",
+            )
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self.warned:
+            self.warned.add(key)
+            warnings.warn(message, HealthWarning, stacklevel=3)
+
+    def _stop(self, module: Any, what: str, batch: Mapping[str, Any], step: int) -> None:
+        rows = [key + 1 for key in batch.get("keys", [])]
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        place = self.folder / f"nonfinite-step-{step}"
+        saved = ""
+        try:
+            from embedloss.training.trainer import save_step
+
+            save_step(module, place)
+            torch.save({"batch": dict(batch), "step": step, "seed": module.seed}, place / BATCH_FILE)
+            saved = f" Type: embedloss replay {place}"
+        except OSError as exception:
+            saved = f" (the batch could not be saved: {exception})"
+        source = f" of {self.source}" if self.source else ""
+        raise EmbedlossError(
+            "E207",
+            f"{what} became non-finite at step {step}, in rows {shown}{source}. Training stopped; checkpoints are intact.{saved}",
+        )
+
+
+def replay(folder: str) -> list[tuple[str, str]]:
+    """Run a saved non-finite step again.
+
+    Returns:
+        (name, value) for the loss, each term and the embeddings of each role.
+    """
+    from embedloss.encoders import load_encoder
+    from embedloss.registry import create_loss
+    from embedloss.training.step import TrainingStep
+    from embedloss.training.trainer import load_step, read_expression
+
+    path = Path(folder)
+    if not (path / BATCH_FILE).is_file():
+        raise EmbedlossError("E403", f"'{folder}' holds no {BATCH_FILE}; give a folder named nonfinite-step-... of a run.")
+    saved = torch.load(path / BATCH_FILE, weights_only=True)
+    loss = create_loss(read_expression(path))
+    guides = {key: load_encoder(key) for key in loss.requires().guides}
+    step = TrainingStep(load_encoder(folder, kind=loss.spec.models[0]), loss, guides=guides, seed=saved["seed"])
+    load_step(step, path)
+    step.step = saved["step"]
+    step.train()
+    batch = saved["batch"]
+    found: list[tuple[str, str]] = []
+    if "layout" in batch:
+        embeddings = step.embed(batch)
+        for role in embeddings.roles:
+            x = embeddings.own(role)
+            bad = int((~torch.isfinite(x)).any(1).sum())
+            found.append(
+                (f"embeddings of {role}", f"{bad} of {len(x)} rows non-finite, largest value {float(x.abs().max()):.4g}")
+            )
+    output = step(batch)
+    found += [(f"term {name}", f"{float(value):.6g}") for name, value in output["terms"].items()]
+    found.append(("loss", f"{float(output['loss'].detach()):.6g}"))
+    return found
