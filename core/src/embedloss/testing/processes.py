@@ -1,0 +1,121 @@
+"""A loss on real processes. The mean over processes must be what one process computes on all rows."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from embedloss.embeddings import Embeddings
+from embedloss.loss import Loss
+from embedloss.registry import create_loss
+
+Role = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What all processes computed together.
+
+    Args:
+        value: mean of the processes' losses.
+        gradients: role -> gradient of that mean, one tensor a row where the role has lists.
+        parameters: own weight of the loss -> gradient of that mean.
+    """
+
+    value: Tensor
+    gradients: dict[str, Tensor | list[Tensor]]
+    parameters: dict[str, Tensor]
+
+
+def _leaf(value: Role) -> Role:
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_()
+    return [v.detach().clone().requires_grad_() for v in value]
+
+
+def _gradient(value: Role) -> Any:
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value) if value.grad is None else value.grad
+    return [torch.zeros_like(v) if v.grad is None else v.grad for v in value]
+
+
+def evaluate(loss: Loss, roles: Mapping[str, Role], labels: Tensor | None = None, *, gather: bool = False) -> JointResult:
+    """Value and gradients of a loss in this process, on copies of the embeddings."""
+    leaves = {role: _leaf(value) for role, value in roles.items()}
+    loss.zero_grad()
+    emb = Embeddings.of(**leaves)
+    total = loss(emb.with_gathering() if gather else emb, labels).total
+    total.backward()
+    parameters = {k: p.grad.clone() for k, p in loss.named_parameters() if p.grad is not None}
+    return JointResult(total.detach(), {role: _gradient(leaf) for role, leaf in leaves.items()}, parameters)
+
+
+def evaluate_on_processes(
+    loss: Loss, roles: Mapping[str, Role], labels: Tensor | None, sizes: Sequence[int], timeout: float = 120
+) -> JointResult:
+    """The same on `len(sizes)` gloo processes; process i gets `sizes[i]` of the rows.
+
+    The loss is made again from its expression in every process and gets a copy of this one's weights.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for rank, size in enumerate(sizes):
+            rows = slice(sum(sizes[:rank]), sum(sizes[:rank]) + size)
+            part = {
+                role: value[rows].clone() if isinstance(value, Tensor) else list(value[rows]) for role, value in roles.items()
+            }
+            given: dict[str, Any] = {"loss": loss.to_expression(), "weights": loss.state_dict(), "roles": part}
+            given["labels"] = None if labels is None else labels[rows].clone()
+            torch.save(given, f"{folder}/given-{rank}.pt")
+        command = [sys.executable, "-m", "embedloss.testing.processes", folder, str(len(sizes))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        started = [
+            subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment)
+            for rank in range(len(sizes))
+        ]
+        try:
+            errors = [process.communicate(timeout=timeout)[1] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        if any(process.returncode for process in started):
+            raise RuntimeError("\n".join(errors))
+        found: list[JointResult] = [torch.load(f"{folder}/found-{r}.pt", weights_only=False) for r in range(len(sizes))]
+    count = len(sizes)
+    gradients: dict[str, Tensor | list[Tensor]] = {}
+    for role, value in roles.items():
+        rows_of = [g for result in found for g in result.gradients[role]]
+        gradients[role] = torch.stack(rows_of) / count if isinstance(value, Tensor) else [g / count for g in rows_of]
+    parameters = {k: torch.stack([r.parameters[k] for r in found]).mean(0) for k in found[0].parameters}
+    return JointResult(torch.stack([r.value for r in found]).mean(), gradients, parameters)
+
+
+def _process(folder: str, count: int, rank: int) -> None:
+    torch.set_num_threads(1)
+    given = torch.load(f"{folder}/given-{rank}.pt", weights_only=False)
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder).resolve()}/store", rank=rank, world_size=count)
+    loss = create_loss(given["loss"])
+    if any(tensor.dtype == torch.float64 for tensor in given["weights"].values()):
+        loss.double()
+    loss.load_state_dict(given["weights"])
+    torch.save(evaluate(loss, given["roles"], given["labels"], gather=True), f"{folder}/found-{rank}.pt")
+    gc.collect()  # a graph with a gather in it must be gone before the group is
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # Under its importable name, so that what is saved here can be read by the process that started this one.
+    from embedloss.testing import processes
+
+    processes._process(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
