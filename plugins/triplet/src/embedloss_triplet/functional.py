@@ -1,0 +1,216 @@
+"""Arithmetic of the triplet losses.
+
+A mined loss is a sum of terms that are functions of distances, divided by a count. Its derivative with respect to the distances
+is known as soon as the terms are, so `mined` goes over blocks of anchors, takes the gradient on the way and keeps nothing of
+(rows x pool) size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from embedloss.similarity import distance_matrix, pairwise_distance
+
+TILE = 256  # anchors a block: 1 MB a float32 matrix at a pool of 1,024 texts
+
+
+class Mined(NamedTuple):
+    """What a rule finds in one block of distances.
+
+    Args:
+        terms: scalar, sum of the terms.
+        slopes: (rows, pool), derivative of that sum with respect to each distance.
+        divisor: what the mean divides by.
+        active: terms that have a gradient.
+        possible: terms that could have one.
+    """
+
+    terms: Tensor
+    slopes: Tensor
+    divisor: Tensor
+    active: Tensor
+    possible: Tensor
+
+
+Rule = Callable[[Tensor, Tensor, Tensor], Mined]
+
+
+def batch_all(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Mined:
+    """Every triplet of a block with d(a, p) + margin > d(a, n), without forming triplets.
+
+    A distance to a positive counts once for each negative within its reach, a distance to a negative counts (negatively) once
+    for each positive that reaches it. Both numbers are ranks in a sorted row, so a block costs O(rows pool log pool).
+
+    Args:
+        d: (rows, pool) distances.
+        positive: (rows, pool), True for another text of the anchor's class.
+        negative: (rows, pool), True for a text of another class.
+        margin: of the hinge.
+    """
+    reach = d + margin
+    nearer = torch.searchsorted(torch.where(negative, d, math.inf).sort(1).values, reach) * positive
+    reached_by = d.shape[1] - torch.searchsorted(torch.where(positive, reach, -math.inf).sort(1).values, d, right=True)
+    slopes = (nearer - reached_by * negative).to(d.dtype)
+    active = nearer.sum()
+    return Mined((slopes * d).sum() + margin * active, slopes, active, active, (positive.sum(1) * negative.sum(1)).sum())
+
+
+def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | None) -> Mined:
+    """One triplet an anchor: its farthest positive and its nearest negative. Anchors that lack either do not count.
+
+    Args:
+        d: (rows, pool) distances.
+        positive: (rows, pool), True for another text of the anchor's class.
+        negative: (rows, pool), True for a text of another class.
+        margin: of the hinge; None: softplus.
+    """
+    farthest, p = torch.where(positive, d, -math.inf).max(1)
+    nearest, n = torch.where(negative, d, math.inf).min(1)
+    valid = positive.any(1) & negative.any(1)
+    gap = torch.where(valid, farthest - nearest, 0)
+    if margin is None:
+        # Not softplus, which turns linear above 20 and is then off by 2e-9.
+        terms, slope = torch.logaddexp(gap, torch.zeros_like(gap)), gap.sigmoid()
+    else:
+        terms, slope = torch.relu(gap + margin), (gap + margin > 0).to(d.dtype)
+    slope = (slope * valid)[:, None]
+    slopes = torch.zeros_like(d).scatter_(1, p[:, None], slope).scatter_add_(1, n[:, None], -slope)
+    return Mined((terms * valid).sum(), slopes, valid.sum(), (slope > 0).sum(), valid.sum())
+
+
+def batch_semi_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Mined:
+    """One triplet a positive pair: the nearest negative strictly beyond the positive, else the farthest negative.
+
+    Pairs whose anchor has no negative do not count. One sort a row finds all of them.
+
+    Args:
+        d: (rows, pool) distances.
+        positive: (rows, pool), True for another text of the anchor's class.
+        negative: (rows, pool), True for a text of another class.
+        margin: of the hinge.
+    """
+    nearest, order = torch.where(negative, d, math.inf).sort(1)
+    beyond = torch.searchsorted(nearest, d, right=True)
+    chosen = order.gather(1, torch.minimum(beyond, negative.sum(1, keepdim=True) - 1).clamp(min=0))
+    usable = positive & negative.any(1, keepdim=True)
+    gap = d - d.gather(1, chosen) + margin
+    active = usable & (gap > 0)
+    slopes = active.to(d.dtype)
+    slopes = slopes.scatter_add(1, chosen, -slopes)
+    return Mined(torch.where(usable, torch.relu(gap), 0).sum(), slopes, usable.sum(), active.sum(), usable.sum())
+
+
+def distances(name: str, x: Tensor, y: Tensor, itself: Tensor) -> Tensor:
+    """(n, m) distances, exact also between near duplicates.
+
+    The matrix product loses the digits of Euclidean distances that are small beside the norms; a block that has such a pair is
+    computed again from differences, which is right to rounding and ten times slower.
+
+    Args:
+        name: euclidean, squared-euclidean, manhattan or cosine.
+        x: (n, dim).
+        y: (m, dim).
+        itself: (n, m), True where both are the same text; such an entry is of no use and may be imprecise.
+    """
+    d = distance_matrix(name, x, y)
+    if name == "euclidean":
+        typical = d.detach().mean(1, keepdim=True)
+        if bool(((d.detach() < 0.03 * typical) & ~itself).any()):
+            d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return d
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradients have been computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, own_gradient: Tensor, pool_gradient: Tensor, own: Tensor, pool: Tensor) -> Tensor:
+        ctx.save_for_backward(own_gradient, pool_gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+        own, pool = ctx.saved_tensors
+        return None, None, None, upstream[0] * own, upstream[0] * pool
+
+
+def mined(
+    rule: Rule,
+    own: Tensor,
+    labels: Tensor,
+    distance: str,
+    *,
+    pool: Tensor | None = None,
+    pool_labels: Tensor | None = None,
+    offset: int = 0,
+    total: Callable[[Tensor], Tensor] | None = None,
+    processes: int = 1,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor]:
+    """A loss of triplets that `rule` finds among the texts of a batch, in O(tile x pool) memory.
+
+    Args:
+        rule: `batch_all`, `batch_hard` or `batch_semi_hard` with its margin bound.
+        own: (rows, dim), the anchors.
+        labels: (rows,), their classes; only equality matters.
+        distance: euclidean, squared-euclidean, manhattan or cosine.
+        pool: (texts, dim) positives and negatives, which include the anchors; None: the anchors.
+        pool_labels: (texts,), their classes; None: those of the anchors.
+        offset: where the anchors begin in the pool.
+        total: sums a tensor over processes; None: one process.
+        processes: factor on the own terms, so that the mean over processes is the loss of the joint batch.
+        tile: anchors a block.
+
+    Returns:
+        The scalar loss, exactly 0 with gradient 0 where there is no valid triplet; and the share of possible terms that have a
+        gradient.
+    """
+    everything = own if pool is None else pool
+    classes = labels if pool_labels is None else pool_labels
+    wanted = torch.is_grad_enabled() and (own.requires_grad or everything.requires_grad)
+    x, y = own.detach(), everything.detach().requires_grad_(wanted)
+    own_gradient, pool_gradient = torch.zeros_like(x), torch.zeros_like(y)
+    # Zero times the vectors, so that a vector that is not finite makes the loss so even if it is in no triplet.
+    terms = (x * 0).sum()
+    counts = torch.zeros(3, dtype=torch.int64, device=x.device)
+    places = torch.arange(len(y), device=x.device)
+    for begin in range(0, len(x), tile):
+        rows = slice(begin, begin + tile)
+        itself = places[offset + begin : offset + min(begin + tile, len(x)), None] == places
+        same = labels[rows, None] == classes
+        block = x[rows].requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            d = distances(distance, block, y, itself)
+        found = rule(d.detach(), same & ~itself, ~same)
+        terms += found.terms
+        counts += torch.stack([found.divisor, found.active, found.possible])
+        if wanted:
+            own_gradient[rows], gradient = torch.autograd.grad(d, (block, y), found.slopes)
+            pool_gradient += gradient
+    divisor, active, possible = counts if total is None else total(counts)
+    factor = processes / divisor.clamp(min=1).to(x.dtype)
+    value = terms * factor
+    if wanted:
+        value = _Known.apply(value, own_gradient * factor, pool_gradient * factor, own, everything)  # type: ignore[no-untyped-call]
+    return value, active / possible.clamp(min=1)
+
+
+def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, distance: str) -> Tensor:
+    """(rows,) terms max(d(anchor, positive) - d(anchor, negative) + margin, 0).
+
+    Args:
+        anchor: (rows, dim).
+        positive: (rows, dim).
+        negative: (rows, dim).
+        margin: of the hinge.
+        distance: euclidean, squared-euclidean, manhattan or cosine.
+    """
+    near, far = pairwise_distance(distance, anchor, positive), pairwise_distance(distance, anchor, negative)
+    return torch.relu(near - far + margin)
