@@ -229,6 +229,11 @@ class Embeddings:
         return min((len(v) for v in self._leaves.layers.values()), default=1) - 1
 
     @property
+    def dimension(self) -> int:
+        """Size of the model's embeddings, also on a view that truncates them."""
+        return int(self._leaves.layers[self.roles[0]][-1].shape[-1])
+
+    @property
     def layer(self) -> int:
         """The layer of this view, 0 to `n_layers`."""
         return self._layer % (self.n_layers + 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from embedloss.embeddings import Embeddings, Scores
+from embedloss.activations import ACTIVATIONS, activation_name
+from embedloss.embeddings import Embeddings, Scores, at_least_float32
 from embedloss.errors import EmbedlossError
 from embedloss.expression import literal
 from embedloss.formats import LABELS, DataFormat
 from embedloss.schedules import Schedule
-from embedloss.similarity import pairwise
+from embedloss.similarity import pairwise, similarity_name
 from embedloss.spec import LossSpec
 
 Row = dict[str, Any]
@@ -277,11 +280,37 @@ class ScoreLoss(Loss):
     on a cross-encoder the logits, so it is written once and trains both.
 
     A subclass implements `compute_scores`; it may set `similarity_fct` (default "cosine") and `scale` (default 1), which
-    are used on embeddings only.
+    are used on embeddings only, and `activation_fn`, which `activated` applies to the scores of either kind of model.
     """
 
     similarity_fct: str = "cosine"
     scale: float = 1.0
+    activation_fn: str | None = None
+
+    def keep_score_parameters(
+        self, similarity_fct: Any, scale: float, activation_fn: Any = None, mini_batch_size: int | None = None
+    ) -> None:
+        """Check and keep the parameters that score losses share. ValueError names what is allowed.
+
+        `mini_batch_size` is what other libraries take; it is kept, has no effect, and is warned about.
+        """
+        if isinstance(scale, bool) or not 0 < scale < math.inf:
+            raise ValueError(f"scale must be above 0 and finite, got {scale!r}")
+        if mini_batch_size is not None:
+            warnings.warn("mini_batch_size has no effect: chunks are the encoder's (chunk_tokens, recompute).", stacklevel=3)
+        self.similarity_fct = similarity_name(similarity_fct)
+        self.scale = scale
+        self.activation_fn = None if activation_fn is None else activation_name(activation_fn)
+        self.mini_batch_size = mini_batch_size
+
+    def activated(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The scores through `activation_fn`, float32 or wider; 0 and without gradient where the mask is False."""
+        scores = at_least_float32(scores).masked_fill(~mask, 0.0)
+        return scores if self.activation_fn is None else ACTIVATIONS[self.activation_fn](scores)
+
+    def teaches(self, labels: Tensor, mask: Tensor) -> Tensor | None:
+        """(rows,) True where a row has something to learn from; its share is logged as `active`. None: not logged."""
+        return None
 
     @abstractmethod
     def compute_scores(self, scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor | Mapping[str, Tensor] | LossOutput:
@@ -310,11 +339,15 @@ class ScoreLoss(Loss):
     def compute(self, emb: Embeddings | Scores, labels: Tensor | None) -> Tensor | Mapping[str, Tensor] | LossOutput:
         """Scores from embeddings where necessary, then `compute_scores`."""
         scores = emb if isinstance(emb, Scores) else self.score(emb)
-        values = scores.values.float() if scores.values.dtype in (torch.float16, torch.bfloat16) else scores.values
+        values = at_least_float32(scores.values)
         assert labels is not None  # check_labels has refused it
         if labels.is_floating_point():
             labels = labels.to(values.dtype)
-        return self.compute_scores(values, labels, scores.mask)
+        result = self.compute_scores(values, labels, scores.mask)
+        taught = self.teaches(labels, scores.mask)
+        if taught is None:
+            return result
+        return LossOutput.of(result, active=taught.sum() / scores.mask.any(1).sum().clamp(min=1))
 
 
 class Modifier(Loss):
