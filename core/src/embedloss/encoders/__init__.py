@@ -1,0 +1,25 @@
+"""Encoders: models that turn texts into embeddings, and how a batch is cut into chunks.
+
+Everything here reads and writes the folder layout of sentence-transformers.
+"""
+
+from embedloss.encoders.base import Encoder, encode_chunks, plan_chunks
+from embedloss.encoders.bi import BiEncoder
+from embedloss.encoders.card import write_card
+from embedloss.encoders.loading import load_encoder
+from embedloss.encoders.static import StaticEncoder, new_static_encoder
+from embedloss.encoders.text import StaticProcessor, TextProcessor, Tokens
+
+__all__ = [
+    "BiEncoder",
+    "Encoder",
+    "StaticEncoder",
+    "StaticProcessor",
+    "TextProcessor",
+    "Tokens",
+    "encode_chunks",
+    "load_encoder",
+    "new_static_encoder",
+    "plan_chunks",
+    "write_card",
+]

@@ -1,0 +1,177 @@
+"""What all encoders share: `Encoder`, and the cutting of a batch into chunks of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from embedloss.encoders.text import StaticProcessor, TextProcessor
+from embedloss.errors import EmbedlossError
+
+# Tokens of a chunk in `encode`. Large enough that the fixed costs of a chunk vanish, small enough for a CPU's cache.
+CHUNK_TOKENS = 8192
+# Texts tokenised at a time in `encode`, so that a corpus is never held as tokens.
+BLOCK = 16384
+# Padding that costs less than the fixed costs of one more chunk, in tokens.
+FREE_PADDING = 128
+
+
+class Encoder(nn.Module):
+    """A model that turns texts into embeddings.
+
+    Args:
+        processor: tokenises and pads; holds no weights.
+        settings: content of config_sentence_transformers.json; kept, and saved again.
+    """
+
+    kind: str = "bi-encoder"
+    dimension: int
+    n_layers: int = 0
+
+    def __init__(self, processor: TextProcessor | StaticProcessor, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.processor = processor
+        self.settings: dict[str, Any] = dict(settings or {})
+        self.prompts: dict[str, str] = dict(self.settings.get("prompts") or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def similarity(self) -> str:
+        """The similarity that the model was made for: cosine unless its folder says otherwise."""
+        return str(self.settings.get("similarity_fn_name") or "cosine")
+
+    def forward(self, features: dict[str, Tensor], layers: bool = False) -> Any:
+        """Embeddings of one chunk, (texts, dimension); with `layers` a list of them, embedding layer first, final last."""
+        raise NotImplementedError
+
+    def save(self, folder: str | Path) -> None:
+        """Write the encoder to a folder that `load_encoder` and sentence-transformers open."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        chunk_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool = False,
+        truncate_dim: int | None = None,
+    ) -> np.ndarray:
+        """Embeddings of texts, (texts, dimension) float32, in the order of the texts; without dropout.
+
+        Args:
+            texts: a list of texts; a single text counts as a list of one.
+            prompt: put before every text (the prompt itself, not its name).
+            chunk_tokens: tokens of a chunk, padding included; the result does not depend on it.
+            normalize: scale every embedding to length 1, after truncation.
+            show_progress: a progress bar on stderr.
+            truncate_dim: keep the first components only.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        check_texts(texts)
+        width = min(truncate_dim or self.dimension, self.dimension)
+        result = np.zeros((len(texts), width), dtype=np.float32)
+        training = self.training
+        self.eval()
+        bar = progress_bar(len(texts)) if show_progress else None
+        try:
+            for begin in range(0, len(texts), BLOCK):
+                items = self.processor.tokenize(texts[begin : begin + BLOCK], prompt)
+                lengths = [len(item) for item in items]
+                plan = (
+                    plan_chunks(lengths, chunk_tokens or CHUNK_TOKENS) if self.processor.chunked else [list(range(len(items)))]
+                )
+                for chunk in plan:
+                    features = {k: v.to(self.device) for k, v in self.processor.pad([items[i] for i in chunk]).items()}
+                    embeddings = self(features).float()[:, :width]
+                    if normalize:
+                        embeddings = nn.functional.normalize(embeddings, dim=-1)
+                    result[begin + np.array(chunk)] = embeddings.cpu().numpy()
+                    if bar is not None:
+                        bar.update(len(chunk))
+        finally:
+            self.train(training)
+            if bar is not None:
+                bar.close()
+        return result
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """E104 unless all are texts."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise EmbedlossError("E104", f"text {row + 1} is no text but {type(text).__name__}.")
+
+
+def progress_bar(total: int) -> Any:
+    """A progress bar that counts texts."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="encode", unit="text")
+
+
+def plan_chunks(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]]:
+    """Cut texts into chunks of similar length.
+
+    Args:
+        lengths: tokens of each text.
+        chunk_tokens: bound of a chunk's texts times its longest text; a longer text gets a chunk of its own.
+
+    Returns:
+        Indices of the texts, chunk by chunk, shortest texts first, equal lengths in the order given. A chunk also ends
+        where its padding would exceed an eighth of its tokens, so an outlier widens its own chunk only.
+    """
+    chunks: list[list[int]] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        length = lengths[index]
+        if chunks:
+            padded = (len(chunks[-1]) + 1) * length
+            tokens += length
+            if padded <= chunk_tokens and padded - tokens <= max(FREE_PADDING, tokens / 8):
+                chunks[-1].append(index)
+                continue
+        chunks.append([index])
+        tokens = length
+    return chunks
+
+
+def encode_chunks(
+    encoder: nn.Module, chunks: list[dict[str, Tensor]], order: Tensor, *, recompute: bool = False, layers: bool = False
+) -> Any:
+    """Embeddings of all texts of a batch, chunk after chunk.
+
+    Args:
+        encoder: an `Encoder`, possibly wrapped.
+        chunks: the padded chunks, on the encoder's device.
+        order: (texts,) order[k] is the place that the k-th encoded text gets in the result.
+        recompute: keep the activations of the last chunk only; those of the others are computed again in the backward
+            pass, with the same dropout. Same gradients, a third more work, the memory of one chunk.
+        layers: embeddings of every layer.
+
+    Returns:
+        (texts, dimension), or a list of them, one a layer.
+    """
+    outputs = []
+    for number, chunk in enumerate(chunks):
+        if recompute and torch.is_grad_enabled() and number < len(chunks) - 1:
+            outputs.append(checkpoint(encoder, chunk, layers, use_reentrant=False, preserve_rng_state=True))
+        else:
+            outputs.append(encoder(chunk, layers))
+    by_layer = [list(parts) for parts in zip(*outputs, strict=True)] if layers else [outputs]
+    device = by_layer[0][0].device
+    place = torch.argsort(order.to(device))
+    results = [torch.cat(parts).index_select(0, place) for parts in by_layer]
+    return results if layers else results[0]
