@@ -337,11 +337,15 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of (query, candidate) pairs: values (rows, candidates) and mask (rows, candidates), True where one is."""
+    """Scores of (query, candidate) pairs: values (rows, candidates) and mask (rows, candidates), True where one is.
+
+    `processes`: number of processes that compute this step's loss together; each must call it.
+    """
 
     values: Tensor
     mask: Tensor
     context: StepContext = field(default_factory=StepContext)
+    processes: int = 1
 
     @classmethod
     def of(cls, values: Tensor, mask: Tensor | None = None) -> Scores:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from embedloss.activations import ACTIVATIONS, activation_name
+from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings, Scores, at_least_float32
 from embedloss.errors import EmbedlossError
 from embedloss.expression import literal
@@ -343,11 +344,57 @@ class ScoreLoss(Loss):
         assert labels is not None  # check_labels has refused it
         if labels.is_floating_point():
             labels = labels.to(values.dtype)
-        result = self.compute_scores(values, labels, scores.mask)
+        processes = scores.processes if isinstance(emb, Scores) else emb.world_size
+        result = self.compute_jointly(values, labels, scores.mask, processes)
         taught = self.teaches(labels, scores.mask)
         if taught is None:
             return result
         return LossOutput.of(result, active=taught.sum() / scores.mask.any(1).sum().clamp(min=1))
+
+    def compute_jointly(
+        self, scores: Tensor, labels: Tensor, mask: Tensor, processes: int
+    ) -> Tensor | Mapping[str, Tensor] | LossOutput:
+        """The loss of this process such that the mean over processes is that of one process on all rows.
+
+        `compute_scores` itself, which is right where every process has the same number of items.
+        """
+        return self.compute_scores(scores, labels, mask)
+
+
+class MeanScoreLoss(ScoreLoss):
+    """A score loss that is a sum over items (rows, pairs, margins) divided by their number.
+
+    A subclass implements `sums`. Nothing to sum gives 0, connected to the scores; a score that is not finite gives NaN; and
+    processes with different numbers of items count by these.
+    """
+
+    reduction: str = "mean"
+
+    @abstractmethod
+    def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum over items, number of items).
+
+        Args:
+            scores: (rows, candidates) after the activation, 0 where the mask is False.
+            labels: as in `compute_scores`, real labels in the dtype of the scores.
+            mask: (rows, candidates), True where there is a candidate.
+        """
+
+    def compute_scores(self, scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """The mean over items, or their sum with `reduction = "sum"`; arguments as in `ScoreLoss`."""
+        return self.compute_jointly(scores, labels, mask, 1)
+
+    def compute_jointly(self, scores: Tensor, labels: Tensor, mask: Tensor, processes: int) -> Tensor:
+        """The same, weighted by the number of items of all processes."""
+        activated = self.activated(scores, mask)
+        labels = labels.detach().to(activated.dtype) if labels.is_floating_point() else labels.detach()
+        total, count = self.sums(activated, labels, mask)
+        total = total + (at_least_float32(scores).masked_fill(~mask, 0.0) * 0).sum()
+        if self.reduction == "sum":
+            return total * processes
+        if processes > 1:
+            count = sum_over_processes(count)
+        return total * (processes / count.clamp(min=1).to(total.dtype))
 
 
 class Modifier(Loss):
@@ -423,7 +470,7 @@ class WeightedSum(Loss):
             takes = "\n".join(f"  {s.name}: {', '.join(s.format_names())}" for s in bound)
             raise EmbedlossError("E101", f"the terms of the sum share no data format:\n{takes}")
         ranges = [s.label_range for s in bound if s.label_range]
-        samplers: set[str] = {s.sampler for s in bound} - {"random"}
+        samplers: set[str] = {str(s.sampler) for s in bound} - {"random"}
         if len(samplers) > 1:
             samplers = {"group-by-label"} & samplers or samplers
         models = tuple(k for k in ("bi-encoder", "cross-encoder") if all(k in s.models for s in specs))
