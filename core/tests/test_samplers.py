@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from embedloss import EmbedlossError
 from embedloss.samplers import GroupByLabelSampler, NoDuplicatesSampler, RandomSampler, text_id
 

@@ -80,8 +80,7 @@ class Health:
     def check_gradient(self, module: Any, norm: float, batch: Mapping[str, Any], step: int) -> None:
         """E207 if a gradient is not finite; a warning after many steps without gradient."""
         if not math.isfinite(norm):
-            bad = [n for n, p in module.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-            self._stop(module, f"the gradient of {bad[0] if bad else 'the model'}", batch, step)
+            self._stop(module, "a gradient", batch, step)
         self.still = self.still + 1 if norm == 0 else 0
         if self.still >= DEAD_STEPS:
             self._warn(
@@ -98,7 +97,8 @@ class Health:
             self._warn(
                 "collapse",
                 f"at step {step} all embeddings of a batch are nearly equal (mean cosine {spread['similarity']:.3f}, "
-                f"{self.first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser such as 0.1 * gor().",
+                f"{self.first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser "
+                "such as 0.1 * gor().",
             )
 
     def _warn(self, key: str, message: str) -> None:
@@ -115,17 +115,19 @@ class Health:
             from embedloss.training.trainer import save_step
 
             save_step(module, place)
-            torch.save({"batch": dict(batch), "step": step, "seed": module.seed}, place / BATCH_FILE)
+            torch.save({"batch": dict(batch), "step": module.step, "seed": module.seed}, place / BATCH_FILE)
             saved = f" Type: embedloss replay {place}"
         except OSError as exception:
             saved = f" (the batch could not be saved: {exception})"
         source = f" of {self.source}" if self.source else ""
         raise EmbedlossError(
             "E207",
-            f"{what} became non-finite at step {step}, in rows {shown}{source}. Training stopped; checkpoints are intact.{saved}",
+            f"{what} became non-finite at step {step}, in rows {shown}{source}. Training stopped; checkpoints are intact."
+            + saved,
         )
 
 
+@torch.no_grad()
 def replay(folder: str) -> list[tuple[str, str]]:
     """Run a saved non-finite step again.
 

@@ -199,11 +199,10 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         EmbedlossError: for every mistake in settings, data, model or output folder, before anything is written.
     """
     prepared = prepare(config, say)
-    import torch
     import transformers
 
     from embedloss.collate import Collator
-    from embedloss.encoders import load_encoder
+    from embedloss.encoders import Encoder, load_encoder
     from embedloss.registry import create_loss
     from embedloss.training import report
     from embedloss.training.step import TrainingStep
@@ -222,7 +221,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
             "E401", f"prompt for the unknown role '{unknown[0]}'; the roles are {', '.join(prepared.binding.format.roles)}."
         )
     requirements = loss.requires()
-    guides = {key: key if isinstance(key, torch.nn.Module) else load_encoder(key) for key in requirements.guides}
+    guides = {key: key if isinstance(key, Encoder) else load_encoder(key) for key in requirements.guides}
     step = TrainingStep(
         encoder,
         loss,

@@ -74,7 +74,8 @@ class TrainingStep(nn.Module):
 
     def spread(self) -> dict[str, float]:
         """How the latest batch's embeddings spread; see `embedloss.training.health.probe`."""
-        return probe(*self._last) if self._last else {}
+        first, *others = self._last or (None,)
+        return {} if first is None else probe(first, *others)
 
     def embed(self, batch: Mapping[str, Any]) -> Embeddings:
         """The embeddings of a batch by role, with everything the loss requires."""
