@@ -105,7 +105,7 @@ def make_trainer(model, out, *, loss=None, steps=12, **more):
         step,
         arguments,
         train_dataset=pairs(),
-        collator=Collator(encoder.processor, step.loss, "pairs", 500, source="the pairs"),,
+        collator=Collator(encoder.processor, step.loss, "pairs", 500, source="the pairs"),
     )
 
 
