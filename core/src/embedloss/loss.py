@@ -394,7 +394,7 @@ class MeanScoreLoss(ScoreLoss):
             return total * processes
         if processes > 1:
             count = sum_over_processes(count)
-        return total * (processes / count.clamp(min=1).to(total.dtype))
+        return total * (processes / torch.where(count == 0, 1, count).to(total.dtype))  # weighted items may count less than 1
 
 
 class Modifier(Loss):
