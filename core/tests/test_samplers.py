@@ -108,3 +108,16 @@ def test_group_by_label_refuses(labels, batch_size, message):
 def test_text_ids():
     assert text_id("a") == text_id("a") != text_id("b")
     assert 0 <= text_id("é") < 2**63
+
+
+def test_a_very_frequent_text_makes_smaller_batches_instead_of_empty_ones():
+    texts = [[0 if i < 300 else i] for i in range(6400)]  # 300 occurrences, 200 batches of 32
+    sampler = NoDuplicatesSampler(texts, 32, seed=1)
+    sizes = [len(b) for b in sampler.batches()]
+    assert sum(sizes) == 6400
+    assert len(sizes) == 300
+    assert max(sizes) == 22
+    assert sampler.short <= 14  # the last batches, cut to whole rows
+    constant = NoDuplicatesSampler([[0]] * 50, 16)
+    assert [len(b) for b in constant.batches()] == [1] * 50
+    assert constant.short == 50

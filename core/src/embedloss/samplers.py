@@ -7,6 +7,7 @@ small for a batch joins the batch before it. An item is `epoch * rows + row`, so
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class EpochSampler(Sampler[list[int]]):
     @property
     def short(self) -> int:
         """Batches with less than half of the rows asked for."""
-        return sum(2 * len(b) < self.batch_size * self.processes for b in self.batches()[:-1])
+        return sum(2 * len(b) < self.batch_size * self.processes for b in self.batches())
 
     def __len__(self) -> int:
         return len(self.batches())
@@ -92,7 +93,8 @@ class NoDuplicatesSampler(EpochSampler):
     """No text occurs twice in a joint batch, so no in-batch negative is secretly a positive.
 
     Each row goes to the first batch that has room and comes after every batch that holds one of its texts: one pass, O(1) a
-    text. A text that occurs more often than there are batches makes smaller batches at the end.
+    text. A text that occurs more often than there are full batches makes more batches that are smaller, down to half of the
+    size; beyond that, batches with hardly any row besides it remain, and `short` counts them.
 
     Args:
         texts: the text ids of every row.
@@ -101,13 +103,23 @@ class NoDuplicatesSampler(EpochSampler):
     def __init__(self, texts: Sequence[Sequence[int]], batch_size: int, seed: int = 0, drop_last: bool = False) -> None:
         super().__init__(len(texts), batch_size, seed, drop_last)
         self.texts = texts
+        counts = Counter(text for row in texts for text in row)
+        self.most = max(counts.values(), default=0)
+        limit = max(self.rows / (4 * batch_size * self.processes), 1)
+        frequent = {text for text, count in counts.items() if count > limit}
+        self.first = np.array([any(text in frequent for text in row) for row in texts])
 
     def joint_batches(self, size: int) -> list[np.ndarray[Any, Any]]:
         """As the base, without duplicates."""
         made: list[list[int]] = [[]]
         room = 0  # the first batch that is not full
         used: dict[int, int] = {}  # text -> the last batch that holds it
-        for row in self.rng().permutation(self.rows).tolist():
+        if self.most * size > self.rows and 2 * self.rows >= self.most * size:
+            size = -(-self.rows // self.most)
+        rng = self.rng()
+        order = rng.permutation(self.rows)
+        # Rows with texts of many rows come first: placed late, they would fill batches of their own at the end.
+        for row in [*order[self.first[order]].tolist(), *order[~self.first[order]].tolist()]:
             texts = self.texts[row]
             at = room
             for text in texts:
@@ -125,7 +137,7 @@ class NoDuplicatesSampler(EpochSampler):
                 room += 1
             if room == len(made):
                 made.append([])
-        return [np.asarray(b) for b in made if b]
+        return [np.asarray(made[i]) for i in rng.permutation(len(made)) if made[i]]
 
     def batches(self) -> list[np.ndarray[Any, Any]]:
         """The joint batches of this epoch; a short batch stays alone, because joining it could bring a duplicate back."""
