@@ -82,7 +82,7 @@ def _neighbours(path: Path) -> str:
     return f" Did you mean {' or '.join(repr(str(parent / n)) for n in near)}?" if near else ""
 
 
-# -- files ----------------------------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------
 def _read_file(path: Path) -> datasets.Dataset:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -270,7 +270,7 @@ def _read_parquet(path: Path) -> pyarrow.Table:
     return table
 
 
-# -- tables ---------------------------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
@@ -401,7 +401,7 @@ def _dataset(table: pyarrow.Table, source: str) -> datasets.Dataset:
         ) from exception
 
 
-# -- folders and the hub --------------------------------------------------------------------------------------------------------
+# -- folders and the hub ------------------------------------------------------------
 def _read_folder(path: Path, split: str | None) -> datasets.Dataset:
     saved = any((path / name).is_file() for name in ("state.json", "dataset_info.json", "dataset_dict.json"))
     if not saved:
