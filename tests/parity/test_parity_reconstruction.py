@@ -47,7 +47,7 @@ def ours(model, theirs, dtype, **parameters):
     """Our loss on the same encoder, with the peer's new weights copied."""
     backbone = model[0].auto_model
     loss = create_loss("tsdae", **parameters)
-    loss.prepare(ModelInfo(16, SimpleNamespace(backbone=backbone, tokenizer=model.tokenizer)))
+    loss.prepare(ModelInfo(16, SimpleNamespace(model=backbone, processor=SimpleNamespace(tokenizer=model.tokenizer))))
     loss.decoder.load_state_dict(theirs.decoder.state_dict(), strict=False)
     return loss.to(dtype).eval()
 
@@ -128,7 +128,7 @@ def test_the_encoders_weights_are_kept_on_purpose(folder, record_property):
     with torch.no_grad():
         for value in fresh.parameters():
             value.mul_(1.5)
-    loss.prepare(ModelInfo(16, SimpleNamespace(backbone=fresh[0].auto_model)))
+    loss.prepare(ModelInfo(16, SimpleNamespace(model=fresh[0].auto_model)))
     assert torch.equal(fresh(dict(texts))["sentence_embedding"], changed)  # the change is kept
     record_property("parity", (NAME, "differs on purpose"))
 

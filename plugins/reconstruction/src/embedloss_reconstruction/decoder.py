@@ -54,14 +54,11 @@ def untied_decoder(name_or_path: str) -> Any:
         raise EmbedlossError("E301", f"the decoder '{name_or_path}' could not be loaded: {exception}") from exception
 
 
-def tied_decoder(backbone: Any) -> tuple[Any, list[str]]:
+def tied_decoder(backbone: Any) -> Any:
     """A decoder that uses the encoder's own parameters for all it has in common with it.
 
     The encoder's weights are used as they are in memory. Cross-attention is new, and so is the language model's head unless
     the encoder's checkpoint holds one.
-
-    Returns:
-        The decoder and the names of the parameters that it shares with the encoder.
     """
     config = _decoder_config(backbone.config)
     try:
@@ -77,8 +74,17 @@ def tied_decoder(backbone: Any) -> tuple[Any, list[str]]:
         if isinstance(found, nn.Parameter) and found.shape == value.shape:
             setattr(modules[owner], attribute, value)
     decoder.tie_weights()  # the head's output matrix is the word embeddings, which are the encoder's now
-    shared = {id(value) for value in backbone.parameters()}
-    names = [name for name, value in decoder.named_parameters(remove_duplicate=False) if id(value) in shared]
-    if not names:
+    if not {id(value) for value in decoder.parameters()} & {id(value) for value in backbone.parameters()}:
         warnings.warn("the decoder shares no weight with the encoder; are they of one kind?", stacklevel=2)
-    return decoder, names
+    return decoder
+
+
+def saved_elsewhere(decoder: nn.Module, backbone: nn.Module) -> list[str]:
+    """Names of the decoder's parameters that are the encoder's, or that the decoder itself has under another name."""
+    known = {id(value) for value in backbone.parameters()}
+    names = []
+    for name, value in decoder.named_parameters(remove_duplicate=False):
+        if id(value) in known:
+            names.append(name)
+        known.add(id(value))
+    return names

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from embedloss.embeddings import Embeddings
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, Row
-from embedloss_reconstruction.decoder import tied_decoder, untied_decoder
+from embedloss_reconstruction.decoder import saved_elsewhere, tied_decoder, untied_decoder
 from embedloss_reconstruction.functional import delete_words, padding_last, target_loss
 from embedloss_reconstruction.plugin import DENOISING_AUTO_ENCODER
 
@@ -83,13 +83,13 @@ class DenoisingAutoEncoderLoss(Loss):
         """Make the decoder. E302 if the encoder is no transformer, or its embeddings do not fit the decoder."""
         if self.decoder is not None:
             return
-        backbone: Any = getattr(info.encoder, "backbone", None)
+        backbone: Any = getattr(info.encoder, "model", None)
         if getattr(backbone, "config", None) is None:
             raise EmbedlossError(
                 "E302", f"'{self.spec.name}' needs an encoder that is a transformer; static embeddings have no decoder."
             )
         if self.tie_encoder_decoder:
-            decoder, self._shared = tied_decoder(backbone)
+            decoder = tied_decoder(backbone)
         else:
             assert self.decoder_name_or_path is not None  # the constructor has refused it
             parameter = next(backbone.parameters())
@@ -99,7 +99,7 @@ class DenoisingAutoEncoderLoss(Loss):
             raise EmbedlossError(
                 "E302", f"the embeddings have {info.dimension} dimensions, but the decoder reads {decoder.config.hidden_size}."
             )
-        self.decoder = decoder
+        self.decoder, self._shared = decoder, saved_elsewhere(decoder, backbone)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The mean over all target tokens of all texts (of all processes where they are gathered)."""
@@ -136,6 +136,7 @@ class DenoisingAutoEncoderLoss(Loss):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         if self._shared:
+            # Each stands for itself: what is loaded under the other name is not overwritten.
             own: Mapping[str, Tensor] = dict(self.decoder.named_parameters(remove_duplicate=False))
             for name in self._shared:
                 state_dict.setdefault(f"{prefix}decoder.{name}", own[name].detach())
@@ -146,7 +147,7 @@ def _tokenizers(encoder: Any, name_or_path: str) -> tuple[Any, Any] | None:
     """Both tokenizers if their vocabularies differ, else None."""
     from transformers import AutoTokenizer
 
-    own, theirs = encoder.tokenizer, AutoTokenizer.from_pretrained(name_or_path)
+    own, theirs = encoder.processor.tokenizer, AutoTokenizer.from_pretrained(name_or_path)
     if own.get_vocab() == theirs.get_vocab():
         return None
     if theirs.pad_token is None:
