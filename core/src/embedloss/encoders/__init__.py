@@ -6,13 +6,16 @@ Everything here reads and writes the folder layout of sentence-transformers.
 from embedloss.encoders.base import Encoder, encode_chunks, plan_chunks
 from embedloss.encoders.bi import BiEncoder
 from embedloss.encoders.card import write_card
+from embedloss.encoders.cross import CrossEncoder, PairProcessor
 from embedloss.encoders.loading import load_encoder
 from embedloss.encoders.static import StaticEncoder, new_static_encoder
 from embedloss.encoders.text import StaticProcessor, TextProcessor, Tokens
 
 __all__ = [
     "BiEncoder",
+    "CrossEncoder",
     "Encoder",
+    "PairProcessor",
     "StaticEncoder",
     "StaticProcessor",
     "TextProcessor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ class BiEncoder(Encoder):
             features: input_ids and attention_mask, (texts, length), padded on the right; more as `processor.pad` makes it.
             layers: every layer's embeddings, each through pooling and what comes after.
         """
-        inputs = {k: v for k, v in features.items() if k != "prompt_length"}
-        output = self.model(**inputs, return_dict=True, output_hidden_states=layers)
+        output = self.model(**model_inputs(self.model, features), return_dict=True, output_hidden_states=layers)
         if not layers:
             return self._finish(output.last_hidden_state, features)
         # The last entry of hidden_states misses the final norm in some models, last_hidden_state never does.
@@ -101,6 +101,13 @@ def save_transformer(model: Any, processor: TextProcessor, folder: Path) -> None
         if processor.max_length < UNLIMITED:
             processor.tokenizer.model_max_length = processor.max_length
         processor.tokenizer.save_pretrained(folder)
+
+
+def model_inputs(model: nn.Module, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The features that a model takes: many tokenizers give token type ids to models that know none."""
+    names = inspect.signature(model.forward).parameters
+    # A wrapped model (an adapter, say) takes anything and passes it on.
+    return {k: v for k, v in features.items() if k in names or ("input_ids" not in names and k != "prompt_length")}
 
 
 def text_config(config: Any) -> Any:

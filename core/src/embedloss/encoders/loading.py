@@ -13,6 +13,7 @@ from torch import nn
 
 from embedloss.encoders.base import Encoder
 from embedloss.encoders.bi import BiEncoder, text_config
+from embedloss.encoders.cross import CrossEncoder, PairProcessor
 from embedloss.encoders.folder import SETTINGS, module_name, one_line, read_after, read_modules, read_object, read_weights
 from embedloss.encoders.modules import Pooling
 from embedloss.encoders.static import StaticEncoder
@@ -34,6 +35,8 @@ def load_encoder(
     trust_remote_code: bool = False,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
+    num_labels: int | None = None,
+    seed: int = 0,
 ) -> Encoder:
     """Load an encoder.
 
@@ -46,6 +49,8 @@ def load_encoder(
         trust_remote_code: run code that the model brings along.
         revision: branch, tag or commit on the hub.
         dtype: of the weights; None is float32, in which training is safe, "auto" what was saved.
+        num_labels: of a cross-encoder; None takes what the folder says, 1 where it says nothing.
+        seed: of the head of a cross-encoder made from a model that has none.
 
     Raises:
         EmbedlossError: E301, the folder or id is missing, damaged or of a kind that is not supported.
@@ -56,16 +61,70 @@ def load_encoder(
     entries = read_modules(folder)
     settings = read_object(folder / SETTINGS)
     options = {"trust_remote_code": trust_remote_code, "dtype": as_dtype(dtype)}
+    saved = saved_kind(folder, entries, settings)
+    if kind == "bi-encoder" and saved == "cross-encoder":
+        raise EmbedlossError("E301", f"{folder} holds a cross-encoder; it cannot be loaded as a bi-encoder.")
     encoder: Encoder
-    if entries is None or module_name(entries[0]) == "Transformer":
-        encoder = load_bi_encoder(folder, entries, settings, max_length, pooling, options)
-    elif module_name(entries[0]) == "StaticEmbedding":
-        encoder = load_static_encoder(folder, entries, settings, max_length)
-    else:
+    if entries is not None and module_name(entries[0]) not in ("Transformer", "StaticEmbedding"):
         raise EmbedlossError(
             "E301", f"module '{entries[0]['type']}' is not supported. Supported: Transformer, StaticEmbedding."
         )
+    if entries is not None and module_name(entries[0]) == "StaticEmbedding":
+        if kind == "cross-encoder":
+            raise EmbedlossError("E301", f"{folder} holds word vectors; a cross-encoder needs a transformer.")
+        encoder = load_static_encoder(folder, entries, settings, max_length)
+    elif (kind or saved) == "cross-encoder":
+        head = {"num_labels": num_labels, "seed": seed, "fresh": saved != "cross-encoder"}
+        encoder = load_cross_encoder(folder, entries, settings, max_length, options, head)
+    else:
+        encoder = load_bi_encoder(folder, entries, settings, max_length, pooling, options)
     return encoder.to(device) if device is not None else encoder
+
+
+def saved_kind(folder: Path, entries: list[dict[str, Any]] | None, settings: dict[str, Any]) -> str:
+    """The kind of the model in a folder."""
+    if settings.get("model_type") in ("SentenceTransformer", "CrossEncoder"):
+        return "cross-encoder" if settings["model_type"] == "CrossEncoder" else "bi-encoder"
+    architectures = read_object(folder / "config.json").get("architectures") or [""]
+    return "cross-encoder" if entries is None and str(architectures[0]).endswith("ForSequenceClassification") else "bi-encoder"
+
+
+def load_cross_encoder(
+    folder: Path,
+    entries: list[dict[str, Any]] | None,
+    settings: dict[str, Any],
+    max_length: int | None,
+    options: dict[str, Any],
+    head: dict[str, Any],
+) -> CrossEncoder:
+    """A transformer with a classification head, which is new and seeded where there is none."""
+    place = folder / str(entries[0].get("path", "")) if entries else folder
+    config = read_object(place / "sentence_bert_config.json")
+    if not head["fresh"]:
+        if entries is not None and len(entries) > 1:
+            raise EmbedlossError(
+                "E301", f"module '{entries[1]['type']}' of a cross-encoder is not supported. Supported: Transformer."
+            )
+        if config.get("transformer_task", "sequence-classification") != "sequence-classification":
+            raise EmbedlossError("E301", f"a cross-encoder for '{config['transformer_task']}' is not supported.")
+    labels = head["num_labels"]
+    if labels is None and head["fresh"]:
+        labels = 1
+    more = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head["seed"])
+        model = load_transformer(place, options, "AutoModelForSequenceClassification", **more)
+    tokenizer = load_tokenizer(place, options)
+    if getattr(model.config, "pad_token_id", None) is None:  # decoders look for the last token that is no padding
+        model.config.pad_token_id = tokenizer.pad_token_id
+    about = getattr(model.config, "sentence_transformers", None) or {}
+    old = getattr(model.config, "sbert_ce_default_activation_function", None)
+    path = None if head["fresh"] else settings.get("activation_fn") or about.get("activation_fn") or old
+    if path and not str(path).startswith("torch.nn."):
+        raise EmbedlossError("E301", f"activation '{path}' is not supported; only those of torch.nn.")
+    length = longest(model, tokenizer, config.get("max_seq_length"), max_length)
+    activation = str(path).rpartition(".")[2] if path else None
+    return CrossEncoder(model, PairProcessor(tokenizer, length), {} if head["fresh"] else settings, activation)
 
 
 def load_bi_encoder(
@@ -190,8 +249,11 @@ def load_transformer(folder: Path, options: dict[str, Any], auto: str = "AutoMod
             model, info = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True, **options, **more)
     except Exception as exception:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
         raise EmbedlossError("E301", f"the transformer in {folder} cannot be loaded: {one_line(exception)}") from exception
-    missing = sorted(key for key in info["missing_keys"] if not more)
-    if any(key.startswith("pooler.") for key in missing):
+    body = model.base_model_prefix + "."
+    missing = sorted(info["missing_keys"])
+    if more:  # a new head, and with it the pooler that BERT's head sits on
+        missing = [key for key in missing if key.startswith(body) and not key.startswith(f"{body}pooler.")]
+    elif any(key.startswith("pooler.") for key in missing):
         model.pooler = None  # not in the file and not used; random weights would only be saved again
         missing = [key for key in missing if not key.startswith("pooler.")]
     if missing:

@@ -62,11 +62,15 @@ class Pooling(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor, prompt_length: Tensor | None = None) -> Tensor:
         """(texts, dimension) of tokens (texts, length, token dimension) and mask (texts, length), padded on the right."""
         positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        if prompt_length is not None and not self.include_prompt:
+        excluded = prompt_length is not None and not self.include_prompt
+        if prompt_length is not None and excluded:
             mask = mask * (positions[None] > prompt_length[:, None])
-        wide = tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
-        parts = [self._pool(mode, wide, mask, positions) for mode in self.modes]
-        return torch.cat(parts, dim=-1).to(tokens.dtype)
+        # Sums over tokens in half precision lose what a mean is made of.
+        with torch.autocast(tokens.device.type, enabled=False):
+            wide = tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
+            pooled = torch.cat([self._pool(mode, wide, mask, positions) for mode in self.modes], dim=-1).to(tokens.dtype)
+        # A text that was cut within its prompt has no tokens left.
+        return torch.where(mask.any(1, keepdim=True), pooled, 0.0) if excluded else pooled
 
     @staticmethod
     def _pool(mode: str, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
