@@ -58,7 +58,9 @@ def batch_all(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> M
     reached_by = d.shape[1] - torch.searchsorted(torch.where(positive, reach, -math.inf).sort(1).values, d, right=True)
     slopes = (nearer - reached_by * negative).to(d.dtype)
     active = nearer.sum()
-    return Mined((slopes * d).sum() + margin * active, slopes, active, active, (positive.sum(1) * negative.sum(1)).sum())
+    return Mined(
+        (slopes * d).sum() + margin * active.to(d.dtype), slopes, active, active, (positive.sum(1) * negative.sum(1)).sum()
+    )
 
 
 def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | None) -> Mined:
