@@ -1,0 +1,345 @@
+"""Learning-to-rank losses. Each takes the scores of a query's documents, from a cross-encoder or as similarities."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedloss.activations import chosen
+from embedloss.errors import EmbedlossError
+from embedloss.loss import MeanScoreLoss
+from embedloss_learning_to_rank.functional import SCHEMES, adr_mse, lambda_loss, list_mle, list_net
+from embedloss_learning_to_rank.plugin import ADR_MSE, LAMBDA, LIST_MLE, LIST_NET, PLIST_MLE, RANK_NET
+
+_SCHEME_NAMES = {
+    "NoWeightingScheme": "none",
+    "NDCGLoss1Scheme": "ndcg-loss1",
+    "NDCGLoss2Scheme": "ndcg-loss2",
+    "LambdaRankScheme": "lambdarank",
+    "NDCGLoss2PPScheme": "ndcg-loss2++",
+}
+HIGHEST_GRADE = 60.0
+
+
+def _row(bad: Tensor) -> int:
+    return int(bad.any(1).nonzero()[0]) + 1
+
+
+class _ListwiseLoss(MeanScoreLoss):
+    """What all losses of the family share: one finite grade a document."""
+
+    def grades(self, labels: Tensor, mask: Tensor) -> Tensor:
+        """The labels, 0 where there is no document. E206 for a wrong shape, E105 for a grade that is not finite."""
+        if labels.shape != mask.shape:
+            raise EmbedlossError(
+                "E206",
+                f"'{self.spec.name}' takes one grade a document: got labels {tuple(labels.shape)} for "
+                f"{tuple(mask.shape)} (lists, documents).",
+            )
+        labels = labels.masked_fill(~mask, 0)
+        bad = self.unusable(labels)
+        if bool(bad.any()):
+            row = _row(bad)
+            value = float(labels[row - 1][bad[row - 1]][0])
+            raise EmbedlossError("E105", f"row {row} of this batch has the grade {value:g}; '{self.spec.name}' {self.takes}.")
+        return labels
+
+    takes = "takes finite grades"
+
+    def unusable(self, grades: Tensor) -> Tensor:
+        """(lists, documents) True where a grade is refused."""
+        return ~grades.isfinite()
+
+    def teaches(self, labels: Tensor, mask: Tensor) -> Tensor:
+        """Lists with at least two documents."""
+        return mask.sum(1) > 1
+
+
+def _differ(grades: Tensor, mask: Tensor) -> Tensor:
+    grades = grades.double()
+    return grades.masked_fill(~mask, -math.inf).amax(1) > grades.masked_fill(~mask, math.inf).amin(1)
+
+
+class LambdaLoss(_ListwiseLoss):
+    """Pairs of documents of different grades, each weighted by what its order is worth to NDCG.
+
+    Args:
+        weighting_scheme: "none", "ndcg-loss1", "ndcg-loss2", "lambdarank" or "ndcg-loss2++"; None stands for "none".
+        k: pairs count if one of their documents is among the k best scores; None: all.
+        sigma: slope of the logistic function, > 0.
+        eps: lowest value of the highest possible DCG, > 0.
+        reduction_log: "binary" or "natural" logarithm.
+        activation_fn: applied to the scores: "identity", "sigmoid", "tanh", "relu" or None.
+        mini_batch_size: has no effect (the encoder makes chunks); accepted with a warning.
+        similarity_fct: similarity of query and document on a bi-encoder.
+        scale: factor of these similarities.
+        mu: weight of "ndcg-loss2" in "ndcg-loss2++".
+
+    Paper: Wang et al. 2018, The LambdaLoss Framework for Ranking Metric Optimization, doi 10.1145/3269206.3271784.
+    """
+
+    spec = LAMBDA
+    takes = "takes finite grades up to 60, as 2^grade is their gain"
+
+    def __init__(
+        self,
+        weighting_scheme: Any = "ndcg-loss2++",
+        k: int | None = None,
+        sigma: float = 1.0,
+        eps: float = 1e-10,
+        reduction_log: str = "binary",
+        activation_fn: Any = "identity",
+        mini_batch_size: int | None = None,
+        similarity_fct: Any = "cosine",
+        scale: float = 20.0,
+        mu: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise ValueError(f"k must be an integer of at least 1, or None, got {k!r}")
+        if not 0 < sigma < math.inf or not 0 < eps < math.inf:
+            raise ValueError(f"sigma and eps must be above 0 and finite, got {sigma!r} and {eps!r}")
+        if not 0 <= mu < math.inf:
+            raise ValueError(f"mu must be at least 0 and finite, got {mu!r}")
+        if reduction_log not in ("binary", "natural"):
+            raise ValueError(f"reduction_log must be one of binary, natural; got {reduction_log!r}")
+        if weighting_scheme is not None:
+            weighting_scheme = chosen(weighting_scheme, dict.fromkeys(SCHEMES), "weighting_scheme", _SCHEME_NAMES)
+        self.weighting_scheme: str | None = weighting_scheme
+        self.k, self.sigma, self.eps, self.reduction_log, self.mu = k, sigma, eps, reduction_log, mu
+
+    def unusable(self, grades: Tensor) -> Tensor:
+        """Also, where gains are used, grades whose gain 2^grade would swamp all others."""
+        highest = math.inf if self.weighting_scheme in (None, "none") else HIGHEST_GRADE
+        return ~grades.isfinite() | (grades > highest)
+
+    def teaches(self, labels: Tensor, mask: Tensor) -> Tensor:
+        """Lists with two different grades."""
+        return _differ(labels, mask) if mask.shape[1] else mask.any(1)
+
+    def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Items are pairs of documents."""
+        grades, base = self.grades(labels, mask), 2.0 if self.reduction_log == "binary" else math.e
+        return lambda_loss(scores, grades, mask, self.weighting_scheme or "none", self.k, self.sigma, self.eps, base, self.mu)
+
+
+class RankNetLoss(LambdaLoss):
+    """Logistic loss of every pair of documents of different grades; LambdaLoss without weights.
+
+    Args:
+        k: pairs count if one of their documents is among the k best scores; None: all.
+        sigma: slope of the logistic function, > 0.
+        eps: has no effect; kept because LambdaLoss has it.
+        reduction_log: "binary" or "natural" logarithm.
+        activation_fn: applied to the scores: "identity", "sigmoid", "tanh", "relu" or None.
+        mini_batch_size: has no effect (the encoder makes chunks); accepted with a warning.
+        similarity_fct: similarity of query and document on a bi-encoder.
+        scale: factor of these similarities.
+
+    Paper: Burges et al. 2005, Learning to Rank using Gradient Descent, doi 10.1145/1102351.1102363.
+    """
+
+    spec = RANK_NET
+    takes = "takes finite grades"
+
+    def __init__(
+        self,
+        k: int | None = None,
+        sigma: float = 1.0,
+        eps: float = 1e-10,
+        reduction_log: str = "binary",
+        activation_fn: Any = "identity",
+        mini_batch_size: int | None = None,
+        similarity_fct: Any = "cosine",
+        scale: float = 20.0,
+    ) -> None:
+        super().__init__("none", k, sigma, eps, reduction_log, activation_fn, mini_batch_size, similarity_fct, scale)
+
+
+class ListNetLoss(_ListwiseLoss):
+    """Cross entropy of the softmax of the grades and the softmax of the scores, averaged over lists.
+
+    Args:
+        activation_fn: applied to the scores: "identity", "sigmoid", "tanh", "relu" or None.
+        mini_batch_size: has no effect (the encoder makes chunks); accepted with a warning.
+        similarity_fct: similarity of query and document on a bi-encoder.
+        scale: factor of these similarities.
+
+    Paper: Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach, doi 10.1145/1273496.1273513.
+    """
+
+    spec = LIST_NET
+    takes = "takes finite grades, and -inf for some documents that are left out of the target"
+
+    def __init__(
+        self,
+        activation_fn: Any = "identity",
+        mini_batch_size: int | None = None,
+        similarity_fct: Any = "cosine",
+        scale: float = 20.0,
+    ) -> None:
+        super().__init__()
+        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
+
+    def unusable(self, grades: Tensor) -> Tensor:
+        """-inf leaves a document out; NaN and inf are refused."""
+        return grades.isnan() | (grades == math.inf)
+
+    def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Items are lists."""
+        grades = self.grades(labels, mask)
+        nothing = ((grades == -math.inf) | ~mask).all(1) & mask.any(1)
+        if bool(nothing.any()):
+            row = _row(nothing[:, None])
+            raise EmbedlossError("E105", f"row {row} of this batch has only grades of -inf: no document is left in its target.")
+        return list_net(scores, grades, mask)
+
+
+@dataclass(frozen=True)
+class PListMLELambdaWeight:
+    """The weights of positions in `PListMLELoss`, under the name that other libraries give them.
+
+    Args:
+        rank_discount_fn: float ranks 1, 2, ..., N -> N weights; None: 2^(N - rank) - 1.
+    """
+
+    rank_discount_fn: Callable[[Tensor], Tensor] | None = None
+
+
+class PListMLELoss(_ListwiseLoss):
+    """Negative log-likelihood of an order of the documents, with more weight on its first positions.
+
+    Args:
+        lambda_weight: "default" for weights 2^(N - rank) - 1; a function from float ranks 1, 2, ..., N to N weights; or None
+            for equal weights 1, which is `ListMLELoss`. Weights (not None) are divided by their sum over a list's documents.
+        activation_fn: applied to the scores: "identity", "sigmoid", "tanh", "relu" or None.
+        mini_batch_size: has no effect (the encoder makes chunks); accepted with a warning.
+        respect_input_order: the documents are given best first and grades are not read; False: sort them by descending
+            grade, equal grades as given.
+        similarity_fct: similarity of query and document on a bi-encoder.
+        scale: factor of these similarities.
+
+    Paper: Lan et al. 2014, Position-Aware ListMLE, UAI, pp. 449-458.
+    """
+
+    spec = PLIST_MLE
+
+    def __init__(
+        self,
+        lambda_weight: Any = "default",
+        activation_fn: Any = "identity",
+        mini_batch_size: int | None = None,
+        respect_input_order: bool = True,
+        similarity_fct: Any = "cosine",
+        scale: float = 20.0,
+    ) -> None:
+        super().__init__()
+        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
+        if isinstance(lambda_weight, PListMLELambdaWeight):
+            lambda_weight = lambda_weight.rank_discount_fn or "default"
+        if lambda_weight is not None and lambda_weight != "default" and not callable(lambda_weight):
+            raise ValueError(f'lambda_weight must be "default", None or a function of ranks, got {lambda_weight!r}')
+        if not isinstance(respect_input_order, bool):
+            raise ValueError(f"respect_input_order must be True or False, got {respect_input_order!r}")
+        self.lambda_weight, self.respect_input_order = lambda_weight, respect_input_order
+        self._warned = False
+
+    def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Items are lists."""
+        grades = self.grades(labels, mask)
+        if self.respect_input_order:
+            self._compare_order(grades, mask)
+        if not callable(self.lambda_weight):
+            return list_mle(scores, None if self.respect_input_order else grades, mask, self.lambda_weight)
+        return list_mle(scores, None if self.respect_input_order else grades, mask, self._discount)
+
+    def _discount(self, ranks: Tensor) -> Tensor:
+        weights = torch.as_tensor(self.lambda_weight(ranks), device=ranks.device)
+        if weights.shape != ranks.shape:
+            raise EmbedlossError(
+                "E203",
+                f"lambda_weight must give one weight a rank: got {tuple(weights.shape)} for ranks {tuple(ranks.shape)}.",
+            )
+        return weights
+
+    def _compare_order(self, grades: Tensor, mask: Tensor) -> None:
+        """Warn, once, if a document comes after one of a lower grade."""
+        if self._warned:
+            return
+        lowest = grades.double().masked_fill(~mask, math.inf)
+        rises = ((grades > lowest.cummin(1).values) & mask).any(1) if mask.shape[1] else mask.any(1)
+        if bool(rises.any()):
+            self._warned = True
+            warnings.warn(
+                f"'{self.spec.name}' takes the documents as given, best first, and reads no grades; in {int(rises.sum())} of "
+                f"{len(mask)} lists of this batch a better grade comes later. Type: respect_input_order=False",
+                stacklevel=2,
+            )
+
+
+class ListMLELoss(PListMLELoss):
+    """Negative log-likelihood of an order of the documents under the Plackett-Luce model of the scores.
+
+    Args:
+        activation_fn: applied to the scores: "identity", "sigmoid", "tanh", "relu" or None.
+        mini_batch_size: has no effect (the encoder makes chunks); accepted with a warning.
+        respect_input_order: the documents are given best first and grades are not read; False: sort them by descending
+            grade, equal grades as given.
+        similarity_fct: similarity of query and document on a bi-encoder.
+        scale: factor of these similarities.
+
+    Paper: Xia et al. 2008, Listwise Approach to Learning to Rank, doi 10.1145/1390156.1390306.
+    """
+
+    spec = LIST_MLE
+
+    def __init__(
+        self,
+        activation_fn: Any = "identity",
+        mini_batch_size: int | None = None,
+        respect_input_order: bool = True,
+        similarity_fct: Any = "cosine",
+        scale: float = 20.0,
+    ) -> None:
+        super().__init__(None, activation_fn, mini_batch_size, respect_input_order, similarity_fct, scale)
+
+
+class ADRMSELoss(_ListwiseLoss):
+    """Squared error of differentiable ranks against the ranks by grade, discounted by the logarithm of the latter.
+
+    Args:
+        alpha: slope of the approximation of ranks, > 0; higher is closer to a step.
+        activation_fn: applied to the scores: "identity", "sigmoid", "tanh", "relu" or None.
+        mini_batch_size: has no effect (the encoder makes chunks); accepted with a warning.
+        similarity_fct: similarity of query and document on a bi-encoder.
+        scale: factor of these similarities.
+
+    Paper: Schlatt et al. 2024, Rank-DistiLLM, arXiv 2405.07920.
+    """
+
+    spec = ADR_MSE
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        activation_fn: Any = "identity",
+        mini_batch_size: int | None = None,
+        similarity_fct: Any = "cosine",
+        scale: float = 20.0,
+    ) -> None:
+        super().__init__()
+        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be above 0 and finite, got {alpha!r}")
+        self.alpha = alpha
+
+    def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Items are documents."""
+        return adr_mse(scores, self.grades(labels, mask), mask, self.alpha)
