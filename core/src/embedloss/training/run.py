@@ -198,6 +198,8 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     Raises:
         EmbedlossError: for every mistake in settings, data, model or output folder, before anything is written.
     """
+    if os.environ.get("RANK", "0") != "0":  # one process speaks for all
+        say = _silent
     prepared = prepare(config, say)
     import transformers
 
@@ -279,8 +281,6 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         report_to="none",
         disable_tqdm=True,
     )
-    if arguments.process_index != 0:
-        say = _silent
     trainer = Trainer(
         step,
         arguments,
