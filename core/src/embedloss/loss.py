@@ -212,7 +212,7 @@ class Loss(nn.Module):
                 else f"'{name}' takes no label.",
             )
         try:
-            tensor = torch.as_tensor(labels, device=device)
+            tensor = torch.as_tensor(labels, device=device).detach()
         except (TypeError, ValueError, RuntimeError) as exception:
             raise EmbedlossError("E105", f"the labels of '{name}' are no numbers of one shape: {exception}") from exception
         named = [LABELS[k] for k in kinds if k]
