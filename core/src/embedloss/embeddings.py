@@ -191,7 +191,7 @@ class Embeddings:
         place = rows * width + torch.arange(len(rows), device=flat.device) - begin[rows]
         dense = flat.new_zeros(len(self) * width, flat.shape[-1]).index_copy(0, place, flat)
         mask = torch.zeros(len(self) * width, dtype=torch.bool, device=flat.device).index_fill(0, place, True)
-        return dense.view(len(self), width, -1), mask.view(len(self), width)
+        return dense.view(len(self), width, flat.shape[-1]), mask.view(len(self), width)
 
     def text_ids(self, role: str) -> Tensor | None:
         """(texts of all processes,) int64, equal for equal texts; None for ready-made tensors. Aligned with `pool(role)`."""
