@@ -82,8 +82,8 @@ for the gradient:
 """,
         "when": """\
 For graded relevance when NDCG is what counts, and lists have more than a handful of documents. `ndcg-loss2++` and `lambdarank`
-look most at the top of the list. Time grows with the square of the list's length, memory does not: pairs are looked at in blocks of
-about a million and the gradient is taken with the value.
+look most at the top of the list. Time grows with the square of the list's length, memory does not: pairs are looked at in
+blocks of about a million and the gradient is taken with the value.
 """,
         "relations": "`rank_net` is `lambda_loss(weighting_scheme='none')`. `list_net` and `list_mle` look at whole lists.\n",
         "differences": _EMPTY
