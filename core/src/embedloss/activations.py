@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def chosen(value: Any, choices: Mapping[str, Any], parameter: str, aliases: Mapping[str, str] | None = None) -> str:
-    """The key of `choices` that a name, a function or class of that name, or a module without settings stands for.
+def chosen(value: Any, choices: Collection[str], parameter: str, aliases: Mapping[str, str] | None = None) -> str:
+    """Which of `choices` a name, a function or class of that name, or a module without settings stands for.
 
     Args:
         value: "sigmoid", `torch.sigmoid`, `nn.Sigmoid` or `nn.Sigmoid()`.
