@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from embedloss_ranking.plugin import SPECS
+if TYPE_CHECKING:
+    from embedloss_ranking.losses import (
+        CachedCrossMultipleNegativesRankingLoss,
+        CachedGISTEmbedLoss,
+        CachedMultipleNegativesRankingLoss,
+        CachedMultipleNegativesSymmetricRankingLoss,
+        CrossMultipleNegativesRankingLoss,
+        GISTEmbedLoss,
+        MegaBatchMarginLoss,
+        MultipleNegativesRankingLoss,
+        MultipleNegativesSymmetricRankingLoss,
+    )
 
-__all__ = sorted({spec.target.partition(":")[2] for spec in SPECS})
+__all__ = [
+    "CachedCrossMultipleNegativesRankingLoss",
+    "CachedGISTEmbedLoss",
+    "CachedMultipleNegativesRankingLoss",
+    "CachedMultipleNegativesSymmetricRankingLoss",
+    "CrossMultipleNegativesRankingLoss",
+    "GISTEmbedLoss",
+    "MegaBatchMarginLoss",
+    "MultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from embedloss_ranking import losses
+    """The classes, imported on first use: listing losses imports this package and must not import torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from embedloss_ranking import losses
 
-        return getattr(losses, name)
-    raise AttributeError(f"module 'embedloss_ranking' has no attribute '{name}'")
+    return getattr(losses, name)

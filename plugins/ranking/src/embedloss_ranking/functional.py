@@ -134,7 +134,8 @@ class _Tiled(torch.autograd.Function):
         share = 1 / (plan.groups * plan.divisor)
         for start in range(plan.begin, plan.end, plan.tile):
             stop = min(start + plan.tile, plan.end)
-            similarities, logits = [], []
+            similarities: list[Tensor | None] = []
+            logits: list[Tensor] = []
             positive = scale
             for block in plan.blocks:
                 products = tensors[block.left][start:stop] @ tensors[block.right].T
@@ -335,3 +336,140 @@ def listwise_softmax(scores: Tensor, mask: Tensor, divisor: float | None = None)
     gap = scores[:, 1:].masked_fill(~others, floor).logsumexp(1) - scores[:, 0]
     total = torch.logaddexp(gap, torch.zeros_like(gap)).sum() / max(len(scores) if divisor is None else divisor, 1e-9)
     return total, others.any(1).sum().to(scores.dtype)
+
+
+def guided_ranking(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor | None,
+    guide_anchors: Tensor,
+    guide_positives: Tensor,
+    guide_negatives: Tensor | None,
+    *,
+    temperature: float | Tensor = 0.01,
+    margin: float = 0.0,
+    relative: bool = False,
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+    begin: int = 0,
+    end: int | None = None,
+    divisor: float | None = None,
+    tile: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax over the batch without the candidates that a guide finds closer than the positive (GISTEmbed, 2402.16829).
+
+    A candidate is dropped if the guide's cosine exceeds that of the row's positive, less the margin, by more than rounding:
+    a second copy of the positive is no closer than the positive.
+
+    Args:
+        anchors: (rows, dim), of all processes.
+        positives: (rows, dim).
+        negatives: (n, dim) hard negatives of any rows, or None.
+        guide_anchors: (rows, guide dim), no gradient.
+        guide_positives: (rows, guide dim).
+        guide_negatives: (n, guide dim), or None.
+        temperature: what cosines are divided by.
+        margin: a larger one drops more.
+        relative: the margin is a share of the positive's (absolute) cosine.
+        contrast_anchors: other rows' anchors are candidates, judged against the row's anchor.
+        contrast_positives: other rows' positives are candidates once more, compared with and judged against the positive.
+        begin: first row that is scored.
+        end: the row after the last one.
+        divisor: see `contrast`.
+        tile: see `contrast`.
+
+    Returns:
+        The loss and the number of scored rows that kept a candidate beside the positive.
+    """
+    tensors = [unit(t) for t in (anchors, positives, negatives) if t is not None]
+    guides = [unit(t.detach()) for t in (guide_anchors, guide_positives, guide_negatives) if t is not None]
+    threshold = (guides[0] * guides[1]).sum(1)
+    threshold = threshold - (threshold.abs() * margin if relative else margin) + 16 * torch.finfo(threshold.dtype).eps
+
+    def closer(left: int, right: int) -> Mask:
+        return lambda start, stop: guides[left][start:stop] @ guides[right].T > threshold[start:stop, None]
+
+    blocks = [Block(0, 1, diagonal="positive", excluded=closer(0, 1))]
+    if contrast_anchors:
+        blocks.append(Block(0, 0, diagonal="excluded", excluded=closer(0, 0)))
+    if contrast_positives:
+        blocks.append(Block(1, 1, diagonal="excluded", excluded=closer(1, 1)))
+    if negatives is not None:
+        blocks.append(Block(0, 2, excluded=closer(0, 2)))
+    loss, active = contrast(tensors, blocks, scale=1 / temperature, begin=begin, end=end, divisor=divisor, tile=tile)
+    return loss + nan_unless_finite(*guides).to(loss.dtype), active
+
+
+class _HardestInBatch(torch.autograd.Function):
+    """Two hinges a row over row blocks; the gradient touches the row's positive and its hardest other document."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        positives: Tensor,
+        margins: tuple[float, float],
+        span: tuple[int, int],
+        divisor: float,
+        tile: int,
+        wanted: bool,
+    ) -> tuple[Tensor, Tensor]:
+        total, active = anchors.new_zeros(()), anchors.new_zeros(())
+        gradients = [torch.zeros_like(anchors), torch.zeros_like(positives)] if wanted else []
+        for start in range(span[0], span[1], tile):
+            rows = slice(start, min(start + tile, span[1]))
+            cosines = anchors[rows] @ positives.T
+            positive = cosines.diagonal(start).clone()
+            cosines.diagonal(start).fill_(-math.inf)
+            hardest, place = cosines.max(1)
+            short, over = margins[0] - positive, hardest - margins[1]
+            total += (short.relu() + over.relu()).sum() / divisor
+            active += ((short > 0) | (over > 0)).sum()
+            if wanted:
+                pull, push = ((hinge > 0).to(anchors.dtype)[:, None] / divisor for hinge in (short, over))
+                gradients[0][rows] = push * positives[place] - pull * positives[rows]
+                gradients[1][rows] -= pull * anchors[rows]
+                gradients[1].index_add_(0, place, push * anchors[rows])
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(active)
+        return total, active
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(upstream * g for g in ctx.saved_tensors), None, None, None, None, None
+
+
+def mega_batch_margin(
+    anchors: Tensor,
+    positives: Tensor,
+    *,
+    positive_margin: float = 0.8,
+    negative_margin: float = 0.3,
+    begin: int = 0,
+    end: int | None = None,
+    divisor: float | None = None,
+    tile: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Hinges on the cosine of the positive and of the hardest other document (Wieting and Gimpel 2018, P18-1042).
+
+    Args:
+        anchors: (rows, dim), of all processes.
+        positives: (rows, dim).
+        positive_margin: the positive's cosine should be at least this.
+        negative_margin: the hardest other document's cosine should be at most this.
+        begin: first row that is scored.
+        end: the row after the last one.
+        divisor: see `contrast`.
+        tile: rows of a tile.
+
+    Returns:
+        The loss and the number of scored rows with a hinge above 0.
+    """
+    anchors, positives = unit(anchors), unit(positives)
+    end = len(anchors) if end is None else end
+    divisor = max(float(end - begin if divisor is None else divisor), 1e-9)
+    wanted = torch.is_grad_enabled() and (anchors.requires_grad or positives.requires_grad)
+    margins = (positive_margin, negative_margin)
+    loss, active = _HardestInBatch.apply(anchors, positives, margins, (begin, end), divisor, tile, wanted)  # type: ignore[no-untyped-call]
+    return loss + nan_unless_finite(anchors, positives), active
