@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +47,7 @@ class LossSpec:
         citation: paper, as "author year, title, arXiv or DOI".
         doc: extra text for `embedloss show` and the docs page: formula, when to use it, relations.
         example: an expression that creates it, where the bare name is not enough.
+        deviations: checks of the conformance kit that the loss is right to fail -> why.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LossSpec:
     citation: str = ""
     doc: str = ""
     example: str = ""
+    deviations: Mapping[str, str] = field(default_factory=dict, hash=False)
     distribution: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -120,5 +122,6 @@ class LossSpec:
             "status": self.status,
             "deprecated_by": self.deprecated_by,
             "citation": self.citation,
+            "deviations": dict(self.deviations),
             "distribution": self.distribution,
         }
