@@ -105,7 +105,8 @@ have a gradient.
 
 **Differences from sentence-transformers**
 
-{_EPSILON}pairs with others are left out. A vector that is not a number makes the loss so; there it becomes 0.
+{_EPSILON}pairs with others are left out. A vector that is not a number makes the loss so; there, its pair is left
+out. Sums run in float32 whatever the embeddings' precision.
 
 **Example**
 
