@@ -222,6 +222,8 @@ class Loss(nn.Module):
             raise EmbedlossError(
                 "E206", f"'{name}' got {len(embeddings)} rows but {0 if tensor.ndim == 0 else len(tensor)} labels."
             )
+        if tensor.ndim > 1 and self.spec.consumes == "embeddings" and kinds <= {"score", "binary", None}:
+            raise EmbedlossError("E206", f"'{name}' takes one label a row, got labels of shape {tuple(tensor.shape)}.")
         if tensor.is_floating_point():
             bad = tensor.isnan() if any(k.per_candidate for k in named) else ~tensor.isfinite()
             if bool(bad.any()):

@@ -61,22 +61,40 @@ def evaluate(loss: Loss, roles: Mapping[str, Role], labels: Tensor | None = None
     return JointResult(total.detach(), {role: _gradient(leaf) for role, leaf in leaves.items()}, parameters)
 
 
-def evaluate_on_processes(
-    loss: Loss, roles: Mapping[str, Role], labels: Tensor | None, sizes: Sequence[int], timeout: float = 120
-) -> JointResult:
-    """The same on `len(sizes)` gloo processes; process i gets `sizes[i]` of the rows.
+@dataclass(frozen=True)
+class Case:
+    """A loss and what it is called with; arguments as in `evaluate`."""
 
-    The loss is made again from its expression in every process and gets a copy of this one's weights.
+    loss: Loss
+    roles: Mapping[str, Role]
+    labels: Tensor | None = None
+
+    def part(self, begin: int, end: int) -> dict[str, Any]:
+        """The rows of one process, as plain data."""
+        roles = {k: v[begin:end].clone() if isinstance(v, Tensor) else list(v[begin:end]) for k, v in self.roles.items()}
+        labels = None if self.labels is None else self.labels[begin:end].clone()
+        return {"loss": self.loss.to_expression(), "weights": self.loss.state_dict(), "roles": roles, "labels": labels}
+
+    def joined(self, found: Sequence[JointResult]) -> JointResult:
+        """What the processes found, as the mean over processes and in the order of all rows."""
+        gradients: dict[str, Tensor | list[Tensor]] = {}
+        for role, value in self.roles.items():
+            rows = [g / len(found) for result in found for g in result.gradients[role]]
+            gradients[role] = torch.stack(rows) if isinstance(value, Tensor) else rows
+        parameters = {k: torch.stack([r.parameters[k] for r in found]).mean(0) for k in found[0].parameters}
+        return JointResult(torch.stack([r.value for r in found]).mean(), gradients, parameters)
+
+
+def evaluate_on_processes(cases: Sequence[Case], sizes: Sequence[int], timeout: float = 120) -> list[JointResult]:
+    """What `len(sizes)` gloo processes compute together for each case; process i gets `sizes[i]` of the rows.
+
+    The losses are made again from their expressions in every process and get copies of the weights. The processes are started
+    once for all cases.
     """
     with tempfile.TemporaryDirectory() as folder:
         for rank, size in enumerate(sizes):
-            rows = slice(sum(sizes[:rank]), sum(sizes[:rank]) + size)
-            part = {
-                role: value[rows].clone() if isinstance(value, Tensor) else list(value[rows]) for role, value in roles.items()
-            }
-            given: dict[str, Any] = {"loss": loss.to_expression(), "weights": loss.state_dict(), "roles": part}
-            given["labels"] = None if labels is None else labels[rows].clone()
-            torch.save(given, f"{folder}/given-{rank}.pt")
+            begin = sum(sizes[:rank])
+            torch.save([case.part(begin, begin + size) for case in cases], f"{folder}/given-{rank}.pt")
         command = [sys.executable, "-m", "embedloss.testing.processes", folder, str(len(sizes))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         started = [
@@ -90,25 +108,21 @@ def evaluate_on_processes(
                 process.kill()
         if any(process.returncode for process in started):
             raise RuntimeError("\n".join(errors))
-        found: list[JointResult] = [torch.load(f"{folder}/found-{r}.pt", weights_only=False) for r in range(len(sizes))]
-    count = len(sizes)
-    gradients: dict[str, Tensor | list[Tensor]] = {}
-    for role, value in roles.items():
-        rows_of = [g for result in found for g in result.gradients[role]]
-        gradients[role] = torch.stack(rows_of) / count if isinstance(value, Tensor) else [g / count for g in rows_of]
-    parameters = {k: torch.stack([r.parameters[k] for r in found]).mean(0) for k in found[0].parameters}
-    return JointResult(torch.stack([r.value for r in found]).mean(), gradients, parameters)
+        found = [torch.load(f"{folder}/found-{rank}.pt", weights_only=False) for rank in range(len(sizes))]
+    return [case.joined(results) for case, results in zip(cases, zip(*found, strict=True), strict=True)]
 
 
 def _process(folder: str, count: int, rank: int) -> None:
     torch.set_num_threads(1)
-    given = torch.load(f"{folder}/given-{rank}.pt", weights_only=False)
     dist.init_process_group("gloo", init_method=f"file://{Path(folder).resolve()}/store", rank=rank, world_size=count)
-    loss = create_loss(given["loss"])
-    if any(tensor.dtype == torch.float64 for tensor in given["weights"].values()):
-        loss.double()
-    loss.load_state_dict(given["weights"])
-    torch.save(evaluate(loss, given["roles"], given["labels"], gather=True), f"{folder}/found-{rank}.pt")
+    results = []
+    for given in torch.load(f"{folder}/given-{rank}.pt", weights_only=False):
+        loss = create_loss(given["loss"])
+        if any(tensor.dtype == torch.float64 for tensor in given["weights"].values()):
+            loss.double()
+        loss.load_state_dict(given["weights"])
+        results.append(evaluate(loss, given["roles"], given["labels"], gather=True))
+    torch.save(results, f"{folder}/found-{rank}.pt")
     gc.collect()  # a graph with a gather in it must be gone before the group is
     dist.barrier()
     dist.destroy_process_group()
