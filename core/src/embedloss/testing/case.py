@@ -50,6 +50,7 @@ class Batch:
         guides: keys of the guides.
         tokens: role -> token ids and mask, for roles that are not encoded.
         step: the step of the run.
+        ids: role -> one number a text, equal for equal texts.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Batch:
     guides: tuple[Any, ...] = ()
     tokens: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     step: int = 0
+    ids: Mapping[str, Tensor] = field(default_factory=dict)
 
     def leaves(self) -> dict[str, Tensor]:
         """Copies of the tensors that a gradient can be asked of: all but the guides'."""
@@ -93,6 +95,8 @@ class Batch:
             emb = emb.with_guide(group(f"guide{i}/"), key)
         if self.tokens:
             emb = emb.with_tokens(**self.tokens)
+        if self.ids:
+            emb = emb.with_text_ids(**self.ids)
         return emb.with_context(seed=0, step=self.step)
 
     @property
@@ -117,11 +121,12 @@ class Batch:
         if mask is not None:
             width = int(mask.sum(1).max()) if len(mask) else 0
             cut = mask.shape[1] - width
-            if labels is not None and cut and labels.ndim == 2 and labels.shape[1] == mask.shape[1]:
-                labels = labels[:, :width]
+            if labels is not None and cut and self._per_candidate(labels):
+                labels = labels[:, : labels.shape[1] - cut]
             mask, texts["scores"] = mask[:, :width], texts["scores"][:, :width]
         tokens = {role: (ids[index], found[index]) for role, (ids, found) in self.tokens.items()}
-        return replace(self, texts=texts, counts=counts, labels=labels, rows=len(rows), mask=mask, tokens=tokens)
+        ids = {role: found[self._places(role, rows)] for role, found in self.ids.items()}
+        return replace(self, texts=texts, counts=counts, labels=labels, rows=len(rows), mask=mask, tokens=tokens, ids=ids)
 
     def _width(self, counts: Mapping[str, list[int] | None]) -> int:
         return sum(max(found, default=0) for found in counts.values() if found is not None)
@@ -171,11 +176,12 @@ class Run:
         return float(torch.stack(found).norm()) if found else 0.0
 
 
-def run(loss: Loss, batch: Batch, scale: float = 1.0, labels: Any = ...) -> Run:
+def run(loss: Loss, batch: Batch, scale: float = 1.0, labels: Any = ..., autocast: bool = False) -> Run:
     """Forward and backward. Gradients that did not come are zeros, and their names are in `missing`."""
     leaves = batch.leaves()
     loss.zero_grad(set_to_none=True)
-    output = loss(batch.build(leaves), batch.labels if labels is ... else labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        output = loss(batch.build(leaves), batch.labels if labels is ... else labels)
     if not output.total.requires_grad:
         raise AssertionError("the loss is not connected to its inputs (total.requires_grad is False)")
     (output.total * scale).backward()
@@ -256,7 +262,7 @@ def _tiny_encoder(width: int) -> Any:
     from embedloss.testing.models import tiny_bert
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_encoder(tiny_bert(folder, layers=1, hidden=width, heads=1))
+        return load_encoder(tiny_bert(folder, layers=1, hidden=width, heads=1, dropout=0))
 
 
 class Case:
@@ -317,7 +323,7 @@ class Case:
 
     def model_info(self, loss: Loss, width: int) -> ModelInfo:
         """What `prepare` is given."""
-        encoder = _tiny_encoder(width) if loss.requires().tokens else None
+        encoder = copy.deepcopy(_tiny_encoder(width)) if loss.requires().tokens else None
         return ModelInfo(width, encoder, self.classes, width)
 
     @property
@@ -411,14 +417,22 @@ class Case:
                 continue
             texts[role] = torch.randn(size, width, generator=g, dtype=torch.float64)
             if requires.twin:
-                noise = torch.randn(size, width, generator=g, dtype=torch.float64)
-                texts[f"twin/{role}"] = texts[role] + 0.5 * noise
+                texts[f"twin/{role}"] = torch.randn(size, width, generator=g, dtype=torch.float64)
             if requires.layers:
                 for i in range(N_LAYERS):
                     texts[f"layer{i}/{role}"] = torch.randn(size, width, generator=g, dtype=torch.float64)
             for i in range(len(requires.guides)):
                 texts[f"guide{i}/{role}"] = torch.randn(size, width + 3, generator=g, dtype=torch.float64)
-        return Batch("embeddings", form, texts, counts, labels, rows, None, tuple(requires.guides), tokens, step)
+        ids: dict[str, Tensor] = {}
+        for role in form.roles:
+            if role in texts:
+                begin = 1000 * len(ids)
+                ids[role] = torch.arange(begin, begin + len(texts[role]))
+        if requires.twin and labels is None and len(ids) == 2:  # two encoders, no label: pairs of equal texts
+            first, second = ids
+            ids[second] = ids[first]
+        guides = tuple(requires.guides)
+        return Batch("embeddings", form, texts, counts, labels, rows, None, guides, tokens, step, ids)
 
     def _scores(
         self,
@@ -462,7 +476,7 @@ class Case:
         real = torch.arange(max(sizes))[None] < torch.tensor(sizes)[:, None]
         if kind.name == "grades":
             values = torch.rand(rows, max(sizes), generator=g).argsort(1) % 4  # neighbours differ
-            values = values.double()
+            values = (values.sort(1, descending=True).values if order_matters(self.original) else values).double()
         else:
             values = 2 * torch.randn(rows, max(sizes), generator=g, dtype=torch.float64)
         return values * real
@@ -473,6 +487,11 @@ class Case:
         sentences = [SENTENCES[i % len(SENTENCES)] for i in range(size)]
         batch = _tiny_encoder(width).processor.tokenizer(sentences, padding=True, return_tensors="pt")
         return batch["input_ids"], batch["attention_mask"]
+
+
+def order_matters(loss: Loss) -> bool:
+    """Whether a loss reads its candidates in the order of the data; it says so by an attribute `respect_input_order`."""
+    return any(bool(getattr(module, "respect_input_order", False)) for module in loss.modules())
 
 
 def _integers(loss: Loss) -> set[int]:

@@ -23,7 +23,7 @@ from embedloss.errors import EmbedlossError
 from embedloss.formats import LABELS
 from embedloss.loss import Loss, LossOutput, Modifier, WeightedSum
 from embedloss.registry import create_loss
-from embedloss.testing.case import Batch, Case, NotApplicable, Run, registered, run, specs_inside
+from embedloss.testing.case import Batch, Case, NotApplicable, Run, order_matters, registered, run, specs_inside
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,6 @@ def _live(case: Case, loss: Loss, **options: Any) -> Batch:
         if run(loss, batch).norm() > 0:
             return batch
     raise AssertionError("all gradients are zero on eight random batches")
-
-
-def order_matters(loss: Loss) -> bool:
-    """Whether a loss reads its candidates in the order of the data; it says so by an attribute `respect_input_order`."""
-    return any(bool(getattr(module, "respect_input_order", False)) for module in loss.modules())
 
 
 # -- spec ----------------------------------------------------------------------------------------------------------------------
@@ -220,11 +215,17 @@ def check_every_role(case: Case) -> None:
     missing: set[str] | None = None
     for seed in range(12 if loss.requires().layers else 6):
         result = run(loss, case.batch(seed=seed, step=seed))
-        zero = {name for name, g in {**result.gradients, **result.parameters}.items() if not bool(g.any())}
+        zero = {name for name, g in result.gradients.items() if not bool(g.any())} | set(result.missing)
+        if len(case.format.roles) > 1:  # one encoder for each side is enough
+            zero = {name for name in zero if _other_encoder(name) in zero or _other_encoder(name) not in result.gradients}
         missing = zero if missing is None else missing & zero
         if not missing:
             return
     raise AssertionError(f"no gradient reaches {', '.join(sorted(missing or ()))}")
+
+
+def _other_encoder(name: str) -> str:
+    return name.removeprefix("twin/") if name.startswith("twin/") else f"twin/{name}"
 
 
 @_check("gradient")
@@ -423,7 +424,7 @@ def check_scope(case: Case) -> None:
         difference = float((other.gradients[name][kept] - gradient[kept]).norm())
         moved = moved or difference > 1e-9 * float(gradient.norm()) + 1e-12
     if case.spec.scope == "batch":
-        if not moved and not _moves(case, loss):
+        if not moved and not any(_moves(case.variant(*variant), loss) for variant in case.variants()):
             raise AssertionError('spec.scope is "batch", but no row changes the gradient of another; say "row"')
         return
     if moved:
@@ -460,14 +461,18 @@ def _padded(alone: Tensor, whole: Tensor, batch: Batch, row: int, name: str) -> 
 
 
 def _moves(case: Case, loss: Loss) -> bool:
-    """Whether on any of several batches the gradient of a row depends on the row beside it."""
+    """Whether on any of several batches the gradient of a row depends on the rows beside it."""
     for seed in range(1, 8):
         batch = case.batch(seed=seed)
-        first, second = run(loss, batch), run(loss, batch.select([*range(batch.rows - 1), 0]))
+        first, second = run(loss, batch), run(loss, batch.select([0, 1, 0, 1, 0, 1, 0, 1][: batch.rows]))
         for name, gradient in first.gradients.items():
-            kept = _row_places(batch, 1, name)
-            if float((second.gradients[name][kept] - gradient[kept]).norm()) > 1e-9 * float(gradient.norm()) + 1e-12:
-                return True
+            for row in (0, 1):
+                mine, other = first.gradients[name][_row_places(batch, row, name)], second.gradients[name]
+                other = other[_row_places(batch.select([0, 1]), row, name)]
+                parallel = torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0)
+                moved = float((mine - other).norm()) > 1e-9 * float(gradient.norm()) + 1e-12
+                if moved and (float(parallel) < 1 - 1e-9 or not bool(mine.any()) or not bool(other.any())):
+                    return True
     return False
 
 
@@ -528,8 +533,9 @@ def check_nan(case: Case) -> None:
     """A NaN in the embeddings makes the loss non-finite, so that it cannot go unseen."""
     loss = case.loss()
     batch = case.batch()
+    used = {name for name, g in run(loss, _live(case, loss)).gradients.items() if bool(g.any())}
     for name, value in batch.texts.items():
-        if name.startswith("layer"):  # a loss may draw the layers that take part
+        if name not in used and not name.startswith("guide"):  # such as layers that were not drawn
             continue
         for row in (0, len(value) - 1):
             broken = value.clone()
@@ -643,21 +649,23 @@ def check_views(case: Case) -> None:
     loss, batch, cut = case.loss(), case.batch(), case.dim // 2
     if any(weight.ndim > 1 for weight in loss.parameters()):
         raise NotApplicable("the loss's own weights fix the width")
-    wanted = run(loss, batch.mapped(lambda v: v[:, :cut], lambda name: not name.startswith("guide")))
+    labels = batch.labels
+    if labels is not None and case.format.label == "embedding":
+        labels = labels[..., :cut]
+    narrow = batch.mapped(lambda v: v[:, :cut], lambda name: not name.startswith("guide"))
+    wanted = run(loss, replace(narrow, labels=labels))
     leaves = batch.leaves()
     emb = batch.build(leaves)
     assert isinstance(emb, Embeddings)
-    total = loss(emb.map(lambda v: v[:, :cut]), batch.labels if not _vectors(case) else _cut(batch.labels, cut)).total
-    if not _vectors(case):
-        _equal(total, wanted.value, "on truncated embeddings: value")
-        total.backward()
-        for name, gradient in wanted.gradients.items():
-            grad = leaves[name].grad
-            if grad is None:
-                grad = torch.zeros_like(leaves[name])
-            _equal(grad[:, :cut], gradient, f"on truncated embeddings: gradient of {name}")
-            if bool(grad[:, cut:].any()):
-                raise AssertionError(f"on truncated embeddings: the part of {name} that was cut off has a gradient")
+    total = loss(emb.map(lambda v: v[:, :cut]), labels).total
+    _equal(total, wanted.value, "on truncated embeddings: value")
+    total.backward()
+    for name, gradient in wanted.gradients.items():
+        found = leaves[name].grad
+        found = torch.zeros_like(leaves[name]) if found is None else found
+        _equal(found[:, :cut], gradient, f"on truncated embeddings: gradient of {name}")
+        if bool(found[:, cut:].any()):
+            raise AssertionError(f"on truncated embeddings: the part of {name} that was cut off has a gradient")
     if loss.requires().layers:
         return
     other = case.batch(seed=1)
@@ -669,14 +677,6 @@ def check_views(case: Case) -> None:
     guides = {name: value for name, value in batch.texts.items() if name.startswith("guide")}
     wanted_value = run(loss, replace(batch, texts={**other.texts, **guides})).value
     _equal(loss(layered.at_layer(0), batch.labels).total, wanted_value, "at an earlier layer: value")
-
-
-def _vectors(case: Case) -> bool:
-    return case.format.label == "embedding"
-
-
-def _cut(labels: Tensor | None, width: int) -> Tensor | None:
-    return None if labels is None else labels[..., :width]
 
 
 @_check("composition")
@@ -742,9 +742,7 @@ def check_half(case: Case) -> None:
         _close(found, run(case.loss(), batch.to(torch.float64)), str(dtype), 1e-4, 0.05)
     loss, batch = case.loss(dtype=torch.float32), case.batch().to(torch.float32)
     wanted = run(loss, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = run(loss, batch)
-    _close(found, wanted, "under autocast", 1e-5, 1e-5)
+    _close(run(loss, batch, autocast=True), wanted, "under autocast", 1e-5, 1e-5)
 
 
 def _close(found: Run, wanted: Run, what: str, value: float, gradient: float) -> None:
@@ -773,8 +771,8 @@ def check_mask(case: Case) -> None:
     labels = batch.labels
     if labels is not None and case.format.label_kind is not None and case.format.label_kind.per_candidate:
         labels = nn.functional.pad(labels, (0, 2))
-    elif not case.spec.formats or all(n == 1 for n in batch.mask.sum(1).tolist()):
-        raise NotApplicable("one candidate a row")
+    elif labels is not None:
+        raise NotApplicable("a fixed number of candidates a row")
     wanted = run(loss, batch)
     _moving(wanted)
     for filling in (0.0, 1e30, -1e30, math.nan):
@@ -1067,9 +1065,16 @@ def _embedding_agreement(batch: Batch, found: dict[str, Tensor]) -> list[float]:
     if batch.counts[roles[0]] is not None:
         return []
 
+    twins = "twin/" + roles[0] in found
+    if twins and label is None:
+        return []  # whether the two texts are equal stands for the label
+
     def with_row(role: str) -> list[list[Tensor]]:
-        texts = found.get(f"twin/{role}", found[role])
-        return [[s[row, batch.places(row, role)] for row in range(batch.rows)] for s in _similarities(query, texts)]
+        pairs = [(query, found[role])]
+        if twins:
+            pairs = [(query, found[f"twin/{role}"]), (found[f"twin/{roles[0]}"], found[role])]
+        matrices = [s for x, y in pairs for s in _similarities(x, y)]
+        return [[s[row, batch.places(row, role)] for row in range(batch.rows)] for s in matrices]
 
     if label in ("binary", "score") and labels is not None:
         return [_correlation(torch.cat(s), labels.double()) for s in with_row(roles[1])]
@@ -1081,8 +1086,7 @@ def _embedding_agreement(batch: Batch, found: dict[str, Tensor]) -> list[float]:
         for row in range(batch.rows):
             scores = joined[kind][row]
             if label is None and len(scores) == 1:  # other rows' positives are the bad ones
-                texts = found.get(f"twin/{roles[1]}", found[roles[1]])
-                everything = _similarities(query, texts)[kind][row]
+                everything = _similarities(query, found[roles[1]])[kind][row]
                 values.append(float(scores[0] - (everything.sum() - scores[0]) / max(batch.rows - 1, 1)))
             elif label is None:
                 values.append(float(scores[0] - scores[1:].mean()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss
 from embedloss.spec import LossSpec
 from embedloss.testing.case import Case, NotApplicable
@@ -131,7 +132,8 @@ def check_loss(
     Args:
         spec_or_loss_or_name: a spec (of a loss that need not be installed), a loss object, or the name or expression of an
             installed loss.
-        expected_failures: check -> why this loss is right to fail it. A check that passes nevertheless is reported.
+        expected_failures: check -> why this loss is right to fail it, beside the spec's `deviations`. A check that passes
+            nevertheless is reported.
         processes: also compare two processes with one (takes seconds).
         dim: width of the embeddings, where the kit does not find one that the loss takes.
         checks: only these.
@@ -145,6 +147,12 @@ def check_loss(
     expected = _checked(expected_failures)
     case = Case(spec_or_loss_or_name, dim)
     wanted = None if checks is None else {canonical(name) for name in checks}
+    try:
+        _ = case.original
+    except Exception as error:  # nothing else can be asked of a loss that cannot be made
+        text = str(error) if isinstance(error, EmbedlossError) else f"{type(error).__name__}: {error}"
+        return Report(case.name, (Result("target", "spec", "failed", f"the loss cannot be made: {text}"),))
+    expected = {**_checked(case.spec.deviations), **expected}
     results = []
     for check in all_checks(spec_or_loss_or_name, processes=processes or wanted is not None):
         if wanted is not None and check.name not in wanted:
@@ -196,7 +204,8 @@ def _cases(
         raise ValueError(f"expected_failures names '{unknown[0]}', which is not tested here")
     for_all = _checked({name: value for name, value in expected.items() if name not in by_loss})
     for subject, case in zip(subjects, cases, strict=True):
-        mine = {**for_all, **_checked(by_loss.get(case.name))}
+        deviations = subject.deviations if isinstance(subject, LossSpec) else case.spec.deviations
+        mine = {**for_all, **_checked(deviations), **_checked(by_loss.get(case.name))}
         for check in all_checks(subject, processes=processes):
             yield case, check, mine.get(check.name)
 
