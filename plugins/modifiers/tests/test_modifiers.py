@@ -209,7 +209,7 @@ def test_drawn_dims_follow_the_step_and_are_not_rescaled():
     emb, tensors = pairs(layers=1)
     [a], [p] = tensors["anchor"], tensors["positive"]
     dims, seen = [8, 6, 4, 2], set()
-    single = {d: float(dots_oracle(a, p, d)) for d in dims}
+    single = {d: float(dots_oracle(a, p, d).detach()) for d in dims}
     for step in range(30):
         loss = MatryoshkaLoss(Dots(), dims, n_dims_per_step=2)
         at = emb.with_context(seed=3, step=step)
@@ -217,7 +217,7 @@ def test_drawn_dims_follow_the_step_and_are_not_rescaled():
         drawn = [int(name.split("/")[1]) for name in output.terms]
         assert len(set(drawn)) == 2
         assert list(loss(at).terms) == list(output.terms)
-        assert float(output.total) == pytest.approx(sum(single[d] for d in drawn), rel=1e-10)
+        assert float(output.total.detach()) == pytest.approx(sum(single[d] for d in drawn), rel=1e-10)
         seen.add(tuple(drawn))
     assert len(seen) > 3
     for everything in (-1, 0, 4, 9):
@@ -273,7 +273,7 @@ def test_adaptive_layer_equals_the_loop(weighting, step_layers):
 def test_divergence_is_zero_for_equal_layers_and_gives_the_teacher_nothing():
     x = leaf(0, ROWS, WIDTH)
     same = self_distillation(x, x, 0.3, ROWS)
-    assert abs(float(same)) < 1e-14
+    assert abs(float(same.detach())) < 1e-14
     teacher = leaf(1, ROWS, WIDTH)
     student_gradient, teacher_gradient = gradients(self_distillation(x, teacher, 0.3, ROWS), [x, teacher])
     assert float(student_gradient.abs().max()) > 0.01
@@ -447,7 +447,11 @@ def test_a_twin_without_layers_is_refused():
         ({"dims": [8, 0]}, "positive integers"),
         ({"dims": [8, 2.5]}, "positive integers"),
         ({"dims": [8, 4, 4]}, "repeats 4"),
-        ({"dims": [8, 4], "weights": [1.0]}, "2 dims, got 1"),
+        ({"dims": [8, 4], "weights": [1.0]}, r"2 dims, got \[1.0\]"),
+        ({"dims": 8}, "positive integers, got 8"),
+        ({"dims": ["8"]}, "positive integers"),
+        ({"dims": [8], "weights": 2.0}, "1 dims, got 2.0"),
+        ({"dims": [8], "n_dims_per_step": 0.5}, "n_dims_per_step must be an integer"),
     ],
 )
 def test_wrong_dims(arguments, match):
@@ -459,6 +463,8 @@ def test_wrong_dims(arguments, match):
 def test_wrong_layer_parameters():
     with pytest.raises(ValueError, match="uniform, log, linear"):
         AdaptiveLayerLoss(Dots(), layer_weighting="square")
+    with pytest.raises(ValueError, match="n_layers_per_step must be an integer"):
+        AdaptiveLayerLoss(Dots(), n_layers_per_step=1.5)
     with pytest.raises(ValueError, match="at least 0"):
         AdaptiveLayerLoss(Dots(), kl_temperature=-1)
     with pytest.raises(TypeError, match="must be a loss"):

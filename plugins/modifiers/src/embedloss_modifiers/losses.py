@@ -17,6 +17,10 @@ from embedloss_modifiers.functional import LAYER_WEIGHTINGS, layer_weight, sampl
 from embedloss_modifiers.plugin import ADAPTIVE_LAYER, MATRYOSHKA, MATRYOSHKA_2D
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class _Dims(Modifier):
     """The inner loss on truncated embeddings; what the two Matryoshka losses share."""
 
@@ -26,13 +30,15 @@ class _Dims(Modifier):
     n_dims_per_step: int
 
     def _set_dims(self, dims: Sequence[int], weights: Sequence[float] | None, n_dims_per_step: int) -> None:
-        if not dims or any(isinstance(d, bool) or int(d) != d or d < 1 for d in dims):
+        if not isinstance(dims, (list, tuple)) or not dims or not all(_whole(d) and d > 0 for d in dims):
             raise ValueError(f"dims must be a list of positive integers, got {dims!r}")
         repeated = sorted({d for d in dims if list(dims).count(d) > 1})
         if repeated:
             raise ValueError(f"dims repeats {', '.join(map(str, repeated))}; give that dimension a larger weight instead")
-        if weights is not None and len(weights) != len(dims):
-            raise ValueError(f"weights must have one number for each of the {len(dims)} dims, got {len(weights)}")
+        if weights is not None and (not isinstance(weights, (list, tuple)) or len(weights) != len(dims)):
+            raise ValueError(f"weights must be a list of one number for each of the {len(dims)} dims, got {weights!r}")
+        if not _whole(n_dims_per_step):
+            raise ValueError(f"n_dims_per_step must be an integer, got {n_dims_per_step!r}")
         self.dims, self.weights, self.n_dims_per_step = dims, weights, n_dims_per_step
         self._warned = False
 
@@ -59,7 +65,7 @@ class _Dims(Modifier):
         generator = emb.generator(f"matryoshka/layer {emb.layer}")
         parts = []
         for i in sample(len(self.dims), self.n_dims_per_step, generator):
-            dim = int(self.dims[i])
+            dim = self.dims[i]
             wanted = labels if vectors is None else truncate(vectors, dim)
             parts.append((weights[i], f"{self.spec.name}/{dim}", self.loss(emb.map(partial(truncate, dim=dim)), wanted)))
         return LossOutput.weighted(parts)
@@ -133,6 +139,8 @@ class AdaptiveLayerLoss(Modifier):
         super().__init__(loss)
         if not callable(layer_weighting) and layer_weighting not in LAYER_WEIGHTINGS:
             raise ValueError(f"layer_weighting must be one of {', '.join(LAYER_WEIGHTINGS)}; got {layer_weighting!r}")
+        if not _whole(n_layers_per_step):
+            raise ValueError(f"n_layers_per_step must be an integer, got {n_layers_per_step!r}")
         if kl_temperature < 0:
             raise ValueError(f"kl_temperature must be at least 0, got {kl_temperature}")
         self.n_layers_per_step = n_layers_per_step
