@@ -302,7 +302,8 @@ class Case:
             else:
                 with registered(self.subject, _Pull.spec):
                     node = _installed(expression.parse(self.subject.example or self.subject.name))
-                    self._loss = create_loss(_text(node))
+                    alone = isinstance(node, Call) and get_spec(node.name).name == self.subject.name
+                    self._loss = create_loss(_text(node) if alone else self.subject.name)
         return self._loss
 
     @property

@@ -74,6 +74,7 @@ ADAPTIVE_LAYER = LossSpec(
     family="modifiers",
     modifier=True,
     example="adaptive_layer(mnrl())",
+    deviations={"finite_differences": "the final layer teaches the earlier ones and is a constant there"},
     citation="Li et al. 2024, 2D Matryoshka Sentence Embeddings, arXiv 2402.14776",
     doc="""\
 **Formula**
@@ -136,6 +137,7 @@ MATRYOSHKA_2D = LossSpec(
     family="modifiers",
     modifier=True,
     example="matryoshka_2d(mnrl(), dims=[384, 192, 96])",
+    deviations={"finite_differences": "the final layer teaches the earlier ones and is a constant there"},
     citation="Li et al. 2024, 2D Matryoshka Sentence Embeddings, arXiv 2402.14776",
     doc="""\
 **Formula**

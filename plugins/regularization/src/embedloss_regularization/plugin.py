@@ -14,6 +14,7 @@ GLOBAL_ORTHOGONAL_REGULARIZATION = LossSpec(
     any_format=True,
     scope="batch",
     example="mnrl() + 0.1 * gor()",
+    deviations={"candidate_order": "every place in a list is a column of its own, as for a loss with as many negative columns"},
     citation="Zhang et al. 2017, Learning Spread-out Local Feature Descriptors, arXiv 1708.06320",
     doc="""\
 **Formula**

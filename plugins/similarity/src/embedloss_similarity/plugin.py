@@ -122,6 +122,9 @@ ANGLE = LossSpec(
     family="similarity",
     formats=["pairs+score", "triplets", "n-tuples"],
     scope="batch",
+    deviations={
+        "learns": "on triplets |Re + Im| of a complex product grows, not the cosine: opposite vectors are alike as well"
+    },
     citation="Li and Li 2024, AoE: Angle-optimized Embeddings for Semantic Textual Similarity, arXiv 2309.12871",
     doc="""\
 **Formula**
