@@ -380,6 +380,7 @@ CROSS_MULTIPLE_NEGATIVES_RANKING = _spec(
     summary="score each positive above sampled documents of other rows, with a cross-encoder",
     models=("cross-encoder",),
     consumes="scores",
+    scope="row",
     citation=_HENDERSON,
     doc=f"""**Formula**
 
@@ -429,6 +430,7 @@ CACHED_CROSS_MULTIPLE_NEGATIVES_RANKING = _spec(
     summary="cross-multiple-negatives-ranking with recomputation: large batches in little memory",
     models=("cross-encoder",),
     consumes="scores",
+    scope="row",
     recompute=True,
     citation=f"{_HENDERSON}; {_GAO}",
     doc=_cached(
