@@ -132,7 +132,6 @@ CT = LossSpec(
     formats=("single", "pairs", "pairs+binary"),
     scope="batch",
     label_range=(0, 1),
-    deviations={"row_order": "with single texts, partners are drawn by their places in the batch"},
     citation=_CARLSSON,
     doc="""**Formula**
 
