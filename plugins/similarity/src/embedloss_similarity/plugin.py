@@ -97,7 +97,7 @@ a batch holds, the more it learns.
 
 **Differences from sentence-transformers**
 
-- A NaN among the scores is refused; there, it is sorted as the largest score.
+- A NaN among the scores is refused; there, it takes some place in the order and the loss stays finite.
 - Across processes, pairs are compared with those of all processes, so that W processes train as one does on the joint batch.
 
 **Example**
@@ -161,7 +161,7 @@ For graded similarity, usually beside an in-batch loss as the authors do: `mnrl(
 
 **Differences from sentence-transformers**
 
-- A NaN among the scores is refused; there, it is sorted as the largest.
+- A NaN among the scores is refused; there, it takes some place in the order and the loss stays finite.
 - Triplets and n-tuples take no label; there, a label y stands for y at the positive and 1 - y at the negatives.
 - Rows may have different numbers of negatives, and across processes pairs are compared with those of all processes.
 
