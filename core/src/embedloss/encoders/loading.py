@@ -17,7 +17,7 @@ from embedloss.encoders.cross import CrossEncoder, PairProcessor
 from embedloss.encoders.folder import SETTINGS, module_name, one_line, read_after, read_modules, read_object, read_weights
 from embedloss.encoders.modules import Pooling
 from embedloss.encoders.static import StaticEncoder
-from embedloss.encoders.text import UNLIMITED, StaticProcessor, TextProcessor
+from embedloss.encoders.text import UNLIMITED, StaticProcessor, TextProcessor, pad_id
 from embedloss.errors import EmbedlossError
 
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
@@ -116,7 +116,7 @@ def load_cross_encoder(
         model = load_transformer(place, options, "AutoModelForSequenceClassification", **more)
     tokenizer = load_tokenizer(place, options)
     if getattr(model.config, "pad_token_id", None) is None:  # decoders look for the last token that is no padding
-        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.pad_token_id = pad_id(tokenizer)
     about = getattr(model.config, "sentence_transformers", None) or {}
     old = getattr(model.config, "sbert_ce_default_activation_function", None)
     path = None if head["fresh"] else settings.get("activation_fn") or about.get("activation_fn") or old

@@ -78,17 +78,33 @@ def new_static_encoder(texts: Iterable[str], dimension: int = 256, vocab_size: i
     Args:
         texts: what the vocabulary is learnt from.
         dimension: size of the embeddings.
-        vocab_size: upper bound of the vocabulary.
+        vocab_size: upper bound of the vocabulary, or the number of different characters where that is more.
         seed: of the vectors, drawn from N(0, 1 / dimension), so that they have length 1 on average.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = train_wordpiece(texts, vocab_size)
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(tokenizer.get_vocab_size(), dimension, generator=generator) * dimension**-0.5
     return StaticEncoder(table, StaticProcessor(tokenizer))
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> Any:
+    """A WordPiece tokenizer learnt from texts; the same texts give the same vocabulary in every process."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    def empty(vocabulary: dict[str, int] | None) -> Any:
+        model = models.WordPiece(vocab=vocabulary, unk_token="[UNK]") if vocabulary else models.WordPiece(unk_token="[UNK]")
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+
+    texts = list(texts)
+    draft = empty(None)
+    characters = sorted({c for text in texts for c in draft.normalizer.normalize_str(text) if not c.isspace()})
+    # The trainer numbers the inner characters in the order of a hash map and breaks ties between merges by number, so
+    # two runs would differ. Naming them beforehand fixes the numbers; the final tokenizer does not know them as special.
+    named = ["[PAD]", "[UNK]", *characters, *(f"##{c}" for c in characters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=max(vocab_size, len(named)), special_tokens=named, show_progress=False)
+    draft.train_from_iterator(texts, trainer)
+    return empty(draft.get_vocab())

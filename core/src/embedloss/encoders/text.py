@@ -47,12 +47,6 @@ class TextProcessor:
         self.tokenizer, self.max_length, self.marks_prompt = tokenizer, max_length, marks_prompt
         self._prompt_lengths: dict[str, int] = {}
 
-    @property
-    def pad_id(self) -> int:
-        """The id that fills up short texts; a model without one ignores it through the mask."""
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(i for i in candidates if i is not None))
-
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[Any]:
         """One item a text, the prompt put before each, cut to `max_length` tokens; `len(item)` is the number of tokens."""
         if not texts:
@@ -71,7 +65,7 @@ class TextProcessor:
     def pad(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """One chunk: input_ids and attention_mask, (texts, longest) int64; token_type_ids, prompt_length where needed."""
         longest = max(len(item) for item in items)
-        ids = np.full((len(items), longest), self.pad_id, dtype=np.int64)
+        ids = np.full((len(items), longest), pad_id(self.tokenizer), dtype=np.int64)
         mask = np.zeros((len(items), longest), dtype=np.int64)
         types = np.zeros((len(items), longest), dtype=np.int64)
         for row, item in enumerate(items):
@@ -100,9 +94,17 @@ class TextProcessor:
         types = found.get("token_type_ids") or [None] * len(found["input_ids"])
         return [
             # A tokenizer without special tokens makes no token at all of an empty text, but a model needs one.
-            (np.array(i or [self.pad_id], dtype=np.int32), np.array(t, dtype=np.int32) if i and t and any(t) else None)
+            (
+                np.array(i or [pad_id(self.tokenizer)], dtype=np.int32),
+                np.array(t, dtype=np.int32) if i and t and any(t) else None,
+            )
             for i, t in zip(found["input_ids"], types, strict=True)
         ]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The tokenizer's id for padding; where it has none, that of the end of a text, else 0."""
+    return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
 
 
 class StaticProcessor:
