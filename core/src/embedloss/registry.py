@@ -98,7 +98,8 @@ def get_spec(name: str) -> LossSpec:
 
 def parameters_of(spec: LossSpec) -> dict[str, inspect.Parameter]:
     """The constructor's parameters of a loss (imports it)."""
-    return {k: p for k, p in inspect.signature(spec.load()).parameters.items() if k != "self"}
+    parameters = inspect.signature(spec.load()).parameters
+    return {k: p for k, p in parameters.items() if k != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def _build(node: Any) -> Any:
@@ -121,7 +122,8 @@ def _build(node: Any) -> Any:
 
 
 def _construct(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    parameters = [k for k in inspect.signature(target).parameters if k != "self"]
+    signature = inspect.signature(target).parameters.values()  # *args: a class without a constructor of its own
+    parameters = [p.name for p in signature if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     renamed: dict[str, str] = getattr(target, "parameter_aliases", {})  # names that other libraries use
     kwargs = {renamed.get(k, k): v for k, v in kwargs.items()}
     unknown = [k for k in kwargs if k not in parameters]
