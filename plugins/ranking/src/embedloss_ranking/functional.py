@@ -124,6 +124,19 @@ def _logits(plan: _Plan, block: Block, similarities: Tensor, scale: Tensor, star
     return logits
 
 
+@once_differentiable  # type: ignore[untyped-decorator]
+def _scaled(_: Any, upstream: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    return tuple(upstream * g for g in gradients)
+
+
+def _times(upstream: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    """The saved gradients times the upstream one; differentiating the result once more is an error."""
+    if torch.is_grad_enabled():  # create_graph: the saved gradients would pass for constants, a silent mistake
+        upstream = upstream.detach().requires_grad_()
+    scaled = _scaled(None, upstream, *gradients)
+    return scaled if isinstance(scaled, tuple) else (scaled,)
+
+
 class _Tiled(torch.autograd.Function):
     """Dot products over row blocks. Keeps only the gradients that somebody needs, never a graph over a tile."""
 
@@ -175,10 +188,9 @@ class _Tiled(torch.autograd.Function):
         return total, active
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        return None, *(upstream * next(saved) if wanted else None for wanted in ctx.wanted)
+        saved = iter(_times(upstream, *ctx.saved_tensors))
+        return None, *(next(saved) if wanted else None for wanted in ctx.wanted)
 
 
 def _dense(plan: _Plan, similarity: str, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -435,9 +447,8 @@ class _HardestInBatch(torch.autograd.Function):
         return total, active
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(upstream * g for g in ctx.saved_tensors), None, None, None, None, None
+        return *_times(upstream, *ctx.saved_tensors), None, None, None, None, None
 
 
 def mega_batch_margin(

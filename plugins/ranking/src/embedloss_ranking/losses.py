@@ -102,8 +102,6 @@ class MultipleNegativesRankingLoss(Loss):
             )
         if negatives == "own" and (len(chosen) > 1 or mask_same_text):
             raise ValueError("negatives='own' uses no other rows: leave out further directions and mask_same_text")
-        if hardness_mode is not None and hardness_strength == 0:
-            warnings.warn(f"hardness_mode={hardness_mode!r} has no effect while hardness_strength is 0", stacklevel=2)
         self.scale = scale
         self.similarity_fct = similarity_name(similarity_fct)
         self.directions = chosen
@@ -112,6 +110,8 @@ class MultipleNegativesRankingLoss(Loss):
         self.hardness_strength = hardness_strength
         self.negatives = _one_of("negatives", negatives, ("both", "own", "in-batch"))
         self.mask_same_text = mask_same_text
+        if hardness_mode is not None and hardness_strength == 0:
+            warnings.warn(f"hardness_mode={hardness_mode!r} has no effect while hardness_strength is 0", stacklevel=2)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The loss and `active`, the share of rows that have a negative."""
