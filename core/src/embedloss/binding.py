@@ -443,3 +443,32 @@ def losses_for(columns: Mapping[str, str], limit: int = 5) -> list[str]:
         return []
     names = [s.name for s in specs if s.status == "stable" and fitting.intersection(s.format_names())]
     return names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
+
+
+def fitting(columns: Mapping[str, str], *, mapping: Mapping[str, str] | None = None, drop: Sequence[str] = ()) -> list[Binding]:
+    """Every format that the columns make, the best first. Raises E102 where they make none.
+
+    Args:
+        columns: name -> kind.
+        mapping: role -> column.
+        drop: columns to leave out.
+    """
+    found = []
+    for fmt in FORMATS.values():
+        try:
+            found.append(bind(columns, [fmt], loss_name=fmt.name, mapping=mapping, drop=drop))
+        except EmbedlossError:
+            continue
+    if found:
+        kinds = {name: kind for name, kind in columns.items() if name not in drop}
+        return sorted(found, key=lambda b: _Attempt(b.format, b.columns, b.label, b.id).order(kinds))
+    for name in drop:
+        if name not in columns:
+            raise EmbedlossError("E102", f"--drop {name}: there is no column '{name}'.{did_you_mean(name, columns)}")
+    _parse_mapping(columns, list(FORMATS.values()), mapping or {}, "any format")
+    lines = [
+        f"data: {_data_line({k: v for k, v in columns.items() if k not in drop})}",
+        "`embedloss formats` lists the formats and the names of columns they know.",
+        "Type --map role=column for other names, --drop column to leave one out, or --loss NAME to see what it lacks.",
+    ]
+    raise EmbedlossError("E102", "\n  ".join(["the columns make none of the known formats.", *lines]))

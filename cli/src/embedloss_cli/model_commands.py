@@ -1,0 +1,249 @@
+"""Commands that use a model: evaluate, encode, search, init-static. Data and output are checked before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedloss_cli.data_commands import Data, bind_best
+from embedloss_cli.options import Drop, Json, Map, check_output, pairs
+from embedloss_cli.output import columns, print_json, width, wrapped
+
+if TYPE_CHECKING:
+    import datasets
+
+PANEL = "Models"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id.")]
+Column = Annotated[str | None, typer.Option("--column", metavar="NAME", help="Column that holds the texts.")]
+Prompt = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="Put before every text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+
+
+def texts_of(dataset: datasets.Dataset, column: str | None, source: str) -> list[str]:
+    """The texts of one column, all of them non-empty: the named one, or the only one, or one called "text"."""
+    from embedloss.binding import bind, did_you_mean
+    from embedloss.check import check_rows, column_kinds
+    from embedloss.errors import EmbedlossError
+    from embedloss.formats import get_format
+    from embedloss_cli.data_commands import plain_spec
+
+    kinds = column_kinds(dataset)
+    if column is None:
+        found = [name for name, kind in kinds.items() if kind == "text"]
+        if len(found) > 1:
+            found = [name for name in found if name.lower() in ("text", "texts", "document")][:1] or found
+        if len(found) != 1:
+            names = ", ".join(found) or "none"
+            raise EmbedlossError("E102", f"'{source}' has {len(found)} text columns ({names}); type --column NAME.")
+        column = found[0]
+    if column not in kinds:
+        raise EmbedlossError(
+            "E102", f"'{source}' has no column '{column}'.{did_you_mean(column, kinds)} Columns: {', '.join(kinds)}."
+        )
+    fmt = get_format("single")
+    binding = bind({column: kinds[column]}, [fmt], loss_name="this command", mapping={"text": column})
+    report = check_rows(dataset, binding, plain_spec(fmt))
+    report.faults = [fault for fault in report.faults if fault.code != "E106"]  # one text is enough here
+    report.raise_if_faulty()
+    return (
+        [str(text) for text in dataset.data.column(column).to_pylist()] if dataset._indices is None else list(dataset[column])
+    )
+
+
+def check_model(name: str) -> None:
+    """E301 for a model folder that is missing, before any data is embedded."""
+    from embedloss.errors import EmbedlossError
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise EmbedlossError("E301", f"model '{name}' is a file; give the folder that holds modules.json or config.json.")
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("modules.json", "config.json")):
+            raise EmbedlossError("E301", f"model folder '{name}' holds neither modules.json nor config.json.")
+        return
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.exists():
+        raise EmbedlossError("E301", f"model folder '{name}' does not exist.")
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    mapping: Map = None,
+    drop: Drop = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="How to read the data, where several formats fit.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="ROLE=TEXT", help="Put before texts of a role; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on a data set; the metrics follow from its format.
+
+    Example: embedloss evaluate runs/a test.jsonl
+    """
+    from embedloss.check import bound_dataset
+    from embedloss.data import load_rows
+    from embedloss.errors import EmbedlossError
+
+    check_model(model)
+    dataset = load_rows(data)
+    binding, report, _ = bind_best(dataset, pairs(mapping, "--map"), drop or [], format_)
+    report.raise_if_faulty()
+    role_prompts = pairs(prompts, "--prompt")
+    for role in role_prompts:
+        if role not in binding.format.roles:
+            raise EmbedlossError(
+                "E401", f"prompt for the unknown role '{role}'; the roles are {', '.join(binding.format.roles)}."
+            )
+    rows = bound_dataset(dataset, binding)
+    if not as_json:
+        print(f"{data}: {len(dataset):,} rows")
+        print(wrapped(binding.describe()))
+    from embedloss.evaluation import evaluate as measure
+
+    from embedloss.encoders import load_encoder
+
+    metrics = measure(load_encoder(model), rows, binding.format.name, prompts=role_prompts)
+    if as_json:
+        print_json({"model": model, "data": data, "rows": len(dataset), "format": binding.format.name, "metrics": metrics})
+        return
+    print()
+    print(columns([(name, f"{value:.4f}") for name, value in metrics.items()]))
+
+
+def encode(
+    model: Model,
+    data: Data,
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Embeddings: .npy, or .parquet with the texts.")],
+    column: Column = None,
+    prompt: Prompt = "",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale every embedding to length 1.")] = False,
+    truncate_dim: Annotated[int | None, typer.Option(min=1, metavar="N", help="Keep the first N dimensions.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Embed the texts of one column and write them to a file.
+
+    Example: embedloss encode runs/a docs.jsonl --column text --out docs.npy
+    """
+    from embedloss.data import load_rows
+    from embedloss.errors import EmbedlossError
+
+    path = Path(out)
+    if path.suffix not in (".npy", ".parquet"):
+        raise EmbedlossError("E402", f"'{out}': the file must end in .npy or .parquet.")
+    check_output(out, overwrite)
+    check_model(model)
+    texts = texts_of(load_rows(data), column, data)
+    from embedloss.encoders import load_encoder
+
+    vectors = load_encoder(model).encode(
+        texts, prompt=prompt, normalize=normalize, truncate_dim=truncate_dim, show_progress=len(texts) > 1000
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        import numpy
+
+        numpy.save(path, vectors)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        flat = pyarrow.array(vectors.reshape(-1))
+        lists = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "embedding": lists}), path)
+    print(f"{out}: {vectors.shape[0]:,} embeddings of dimension {vectors.shape[1]}")
+
+
+def search(
+    model: Model,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
+    docs: Annotated[str, typer.Option("--docs", metavar="DATA", help="Documents: file, folder or hub id.")],
+    column: Column = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of results.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Find the documents nearest to a query.
+
+    Example: embedloss search runs/a "open a compressed file" --docs docs.jsonl
+    """
+    from embedloss.data import load_rows
+    from embedloss.errors import EmbedlossError
+
+    if not query.strip():
+        raise EmbedlossError("E104", "the query is empty.")
+    check_model(model)
+    texts = texts_of(load_rows(docs), column, docs)
+    import torch
+
+    from embedloss.encoders import load_encoder
+    from embedloss.similarity import matrix
+
+    encoder = load_encoder(model)
+    prompts = encoder.prompts
+    documents = encoder.encode(texts, prompt=prompts.get("document", ""), show_progress=len(texts) > 1000)
+    wanted = encoder.encode([query], prompt=prompts.get("query", ""))
+    scores = matrix(encoder.similarity, torch.from_numpy(wanted), torch.from_numpy(documents))[0]
+    best = scores.topk(min(top, len(texts)))
+    found = [(float(s), int(i)) for s, i in zip(best.values, best.indices, strict=True)]
+    if as_json:
+        print_json([{"score": score, "row": i + 1, "text": texts[i]} for score, i in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    for score, i in found:
+        table.add_row(f"{score:.3f}", str(i + 1), Text(" ".join(texts[i].split())))
+    Console(width=width(), highlight=False).print(table)
+
+
+def init_static(
+    data: Data,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new model.")],
+    column: Column = None,
+    dim: Annotated[int, typer.Option(min=1, metavar="N", help="Dimension of the embeddings.")] = 256,
+    vocab_size: Annotated[int, typer.Option(min=100, metavar="N", help="Largest vocabulary.")] = 30_000,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random vectors.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make an untrained static encoder; its tokenizer is learnt from DATA.
+
+    All text columns are used unless --column names one.
+
+    Example: embedloss init-static train.jsonl runs/untrained
+    """
+    from embedloss.check import column_kinds
+    from embedloss.data import load_rows
+    from embedloss.errors import EmbedlossError
+
+    check_output(str(out), overwrite)
+    dataset = load_rows(data)
+    if column is not None:
+        texts = texts_of(dataset, column, data)
+    else:
+        texts = []
+        for name, kind in column_kinds(dataset).items():
+            values = dataset.data.column(name).to_pylist() if kind in ("text", "texts") else []
+            for value in values:
+                texts += [value] if isinstance(value, str) else [v for v in value or () if v is not None]
+    if not any(text.strip() for text in texts):
+        raise EmbedlossError("E104", f"'{data}' holds no texts.")
+    from embedloss.encoders import new_static_encoder
+
+    encoder = new_static_encoder(texts, dimension=dim, vocab_size=vocab_size, seed=seed)
+    encoder.save(out)
+    print(f"{out}: static encoder, {encoder.embedding.num_embeddings:,} tokens, dimension {encoder.dimension}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (evaluate, encode, search):
+        app.command(rich_help_panel=PANEL)(command)
+    app.command("init-static", rich_help_panel=PANEL)(init_static)

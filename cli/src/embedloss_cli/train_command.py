@@ -1,0 +1,144 @@
+"""`embedloss train`: YAML, then options, then --set, make one `RunConfig`; `embedloss.training` does the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from embedloss_cli.options import Drop, Map, pairs
+
+PANEL = "Models"
+PLUGIN_FILES: list[str] = []  # files given with --plugin; kept in the saved configuration, so that the run can be repeated
+
+MODEL, TIME, BATCH, OUTPUT = "Model", "Optimisation", "Batches and memory", "Output"
+
+
+def train(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; options and --set override them.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Folder, hub id, or static(dimension=256).")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="Training data: file, folder or hub id.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="EXPR", help="Such as mnrl(scale=20) or mnrl + 0.1 * gor.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Output folder.")] = None,
+    eval_data: Annotated[str | None, typer.Option(metavar="DATA", help="Evaluated before and after training.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeatable.")] = None,
+    mapping: Map = None,
+    drop: Drop = None,
+    scale_labels: Annotated[
+        bool | None, typer.Option("--scale-labels", help="Scale labels to the loss's range.", rich_help_panel="Columns")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="bi-encoder or cross-encoder.", rich_help_panel=MODEL)
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(metavar="TOKENS", help="Longest text.", rich_help_panel=MODEL)] = None,
+    pooling: Annotated[
+        str | None, typer.Option(metavar="NAME", help="mean, cls, max, weightedmean, lasttoken.", rich_help_panel=MODEL)
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="ROLE=TEXT", help="Put before texts of a role.", rich_help_panel=MODEL),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run code the model brings along.", rich_help_panel=MODEL)
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(metavar="N", help="Passes over the data.", rich_help_panel=TIME)] = None,
+    max_steps: Annotated[int | None, typer.Option(metavar="N", help="Steps, in place of epochs.", rich_help_panel=TIME)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="X", help="Peak, of the encoder.", rich_help_panel=TIME)
+    ] = None,
+    loss_learning_rate: Annotated[
+        float | None, typer.Option(metavar="X", help="Of the loss's own weights.", rich_help_panel=TIME)
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(metavar="X", help="Of AdamW.", rich_help_panel=TIME)] = None,
+    warmup: Annotated[float | None, typer.Option(metavar="X", help="Share (below 1) or steps.", rich_help_panel=TIME)] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="linear, cosine, ...", rich_help_panel=TIME)] = None,
+    max_grad_norm: Annotated[
+        float | None, typer.Option(metavar="X", help="Clip to this; 0: off.", rich_help_panel=TIME)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16.", rich_help_panel=TIME)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.", rich_help_panel=TIME)] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Rows a step and process.", rich_help_panel=BATCH)] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, random, no-duplicates, group-by-label.", rich_help_panel=BATCH)
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Padded tokens a forward pass holds.", rich_help_panel=BATCH)
+    ] = None,
+    recompute: Annotated[
+        bool | None, typer.Option("--recompute", help="Less memory: one chunk's activations at a time.", rich_help_panel=BATCH)
+    ] = None,
+    gather: Annotated[
+        bool | None, typer.Option("--gather", help="In-batch candidates of all processes.", rich_help_panel=BATCH)
+    ] = None,
+    gradient_accumulation: Annotated[
+        int | None, typer.Option(metavar="N", help="Batches an optimizer step.", rich_help_panel=BATCH)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes that tokenise.", rich_help_panel=BATCH)] = None,
+    logging_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps between log lines.", rich_help_panel=OUTPUT)
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps between evaluations.", rich_help_panel=OUTPUT)
+    ] = None,
+    save_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps between checkpoints.", rich_help_panel=OUTPUT)
+    ] = None,
+    save_total_limit: Annotated[int | None, typer.Option(metavar="N", help="Checkpoints kept.", rich_help_panel=OUTPUT)] = None,
+    resume: Annotated[
+        bool | None, typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=OUTPUT)
+    ] = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace what is in DIR.", rich_help_panel=OUTPUT)
+    ] = None,
+) -> None:
+    """Train a model from options, a YAML file, or both.
+
+    Keys of the file are the long options with underscores. The resolved settings
+    are saved beside the model as run.yaml.
+
+    Examples:
+    embedloss train --model M --data pairs.jsonl --loss mnrl --out runs/a
+
+    embedloss train run.yaml --set epochs=3
+    """
+    given: dict[str, Any] = dict(locals())
+    from embedloss.errors import EmbedlossError
+    from embedloss.training.config import RunConfig, read_yaml
+
+    values = {k.replace("-", "_") if isinstance(k, str) else k: v for k, v in (read_yaml(config) if config else {}).items()}
+    for key in ("config", "sets", "mapping", "drop", "prompts"):
+        del given[key]
+    if mapping:
+        values["map"] = {**_mapping(values.get("map")), **pairs(mapping, "--map")}
+    if prompts:
+        values["prompts"] = {**_mapping(values.get("prompts")), **pairs(prompts, "--prompt")}
+    if drop:
+        before = values.get("drop") or []
+        values["drop"] = list(dict.fromkeys([*(before if isinstance(before, list) else [before]), *drop]))
+    values.update({key: value for key, value in given.items() if value is not None})
+    where = f"'{config}'" if config else "the command line"
+    run_config = RunConfig.from_mapping(values, where)
+    for item in sets or ():
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise EmbedlossError("E401", f"--set {item}: type --set key=value, such as --set epochs=3.")
+        values[key.strip().replace("-", "_")] = value
+    if sets:
+        run_config = RunConfig.from_mapping(values, "--set")
+    run_config.plugins = list(dict.fromkeys([*run_config.plugins, *PLUGIN_FILES]))
+    from embedloss.training import run_training
+
+    run_training(run_config)
+
+
+def _mapping(value: Any) -> dict[str, str]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(rich_help_panel=PANEL)(train)
