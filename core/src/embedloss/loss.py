@@ -410,16 +410,24 @@ class Modifier(Loss):
         self.bind_spec(type(self).spec)
 
     def bind_spec(self, spec: LossSpec) -> None:
-        """A modifier takes the formats of its inner loss."""
+        """A modifier takes the formats of its inner loss, and trains the kinds of model that both train (E101 if none)."""
         inner = self.loss.spec
+        models = tuple(kind for kind in inner.models if kind in spec.models)
+        if not models:
+            raise EmbedlossError(
+                "E101",
+                f"'{spec.name}' works on {' and '.join(spec.models)} models; "
+                f"'{inner.name}' trains {' and '.join(inner.models)} models.",
+            )
         self.spec = replace(
             spec,
             formats=inner.formats,
-            models=inner.models,
+            models=models,
             scope=inner.scope,
             sampler=inner.sampler,
             label_range=inner.label_range,
             any_format=inner.any_format,
+            deviations={**inner.deviations, **spec.deviations},
         )
 
     def requires(self) -> Requirements:
@@ -435,7 +443,11 @@ class Modifier(Loss):
         return self.loss.transform(rows, format_name, rng)
 
     def check_inputs(self, embeddings: Embeddings | Scores) -> None:
-        """As the inner loss."""
+        """As the inner loss; scores only where the modifier works on cross-encoders."""
+        if isinstance(embeddings, Scores) and "cross-encoder" not in self.spec.models:
+            raise EmbedlossError(
+                "E206", f"'{self.spec.name}' takes Embeddings, got Scores. Type: loss(Embeddings.of(anchor=a, ...))"
+            )
         self.loss.check_inputs(embeddings)
 
     def check_labels(self, labels: Any, embeddings: Embeddings | Scores, device: torch.device) -> Tensor | None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from embedloss import Embeddings, EmbedlossError, LossSpec, create_loss
-from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, WeightedSum
+from embedloss.embeddings import Scores
+from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, ScoreLoss, WeightedSum
 from embedloss_modifiers.functional import layer_weight, sample, self_distillation
 from embedloss_modifiers.losses import AdaptiveLayerLoss, Matryoshka2dLoss, MatryoshkaLoss
 
@@ -50,10 +51,10 @@ class Vectors(Loss):
         return ((dense - labels) * mask[..., None]).pow(2).mean()
 
 
-class Scores(Loss):
+class Wide(Loss):
     """Its labels have, by coincidence, as many columns as the embeddings."""
 
-    spec = spec("scores", ["n-tuples+scores"])
+    spec = spec("wide", ["n-tuples+scores"])
 
     def compute(self, emb, labels):
         assert labels.shape == (ROWS, WIDTH)
@@ -188,7 +189,7 @@ def test_other_labels_keep_their_shape():
     query, docs = leaf(0, ROWS, WIDTH), leaf(1, ROWS, WIDTH - 1, WIDTH)
     labels = leaf(2, ROWS, WIDTH).detach()
     emb = Embeddings.of(query=query, positive=leaf(3, ROWS, WIDTH), negative=docs)
-    assert torch.isfinite(MatryoshkaLoss(Scores(), [8, 4])(emb, labels).total)
+    assert torch.isfinite(MatryoshkaLoss(Wide(), [8, 4])(emb, labels).total)
 
 
 def test_guides_keep_their_width_and_twins_are_truncated():
@@ -485,6 +486,30 @@ def test_expressions_round_trip():
         assert made.to_expression() == text
     with pytest.raises(EmbedlossError, match="cannot be written"):
         AdaptiveLayerLoss(Dots(), layer_weighting=lambda i: 1.0).to_expression()
+
+
+def test_cross_encoders_have_neither_dims_nor_layers():
+    class Ranks(ScoreLoss):
+        spec = spec("ranks", ["listwise"], models=("bi-encoder", "cross-encoder"), consumes="scores")
+
+        def compute_scores(self, scores, labels, mask):
+            return (scores - labels).pow(2)[mask].mean()
+
+    class Pairs(Ranks):
+        spec = spec("pair-scores", ["pairs+score"], models=("cross-encoder",), consumes="scores")
+
+    loss = MatryoshkaLoss(Ranks(), [8, 4])
+    assert loss.spec.models == ("bi-encoder",)
+    query, docs = leaf(0, 2, 8), leaf(1, 2, 3, 8)
+    assert torch.isfinite(loss(Embeddings.of(query=query, docs=docs), torch.ones(2, 3)).total)
+    with pytest.raises(EmbedlossError, match=r"E206.*takes Embeddings, got Scores"):
+        loss(Scores.of(torch.ones(2, 3)), torch.ones(2, 3))
+    with pytest.raises(EmbedlossError, match=r"E101.*'pair-scores' trains cross-encoder"):
+        AdaptiveLayerLoss(Pairs())
+
+
+def test_deviations_of_the_inner_loss_are_kept():
+    assert MatryoshkaLoss(AdaptiveLayerLoss(Dots()), [8]).spec.deviations == AdaptiveLayerLoss.spec.deviations
 
 
 def test_state_of_the_inner_loss_is_saved_once():
