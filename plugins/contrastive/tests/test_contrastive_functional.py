@@ -274,6 +274,18 @@ def test_drawing_is_seeded_by_run_and_step_and_fair():
     assert counts[~torch.eye(6, dtype=torch.bool)].sub(700).abs().max() < 150
 
 
+def test_drawing_follows_the_texts_not_the_rows():
+    f1, f2, _ = pair(0, 9)
+    ids = torch.tensor([5, 900, 3, 77, 12, 6, 1, 40, 8])
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    values = [
+        create_loss("ct")(Embeddings.of(text=f2[o]).with_twin(Embeddings.of(text=f1[o])).with_text_ids(text=ids[o])).total
+        for o in (torch.arange(9), order)
+    ]
+    assert values[0] > 1
+    assert abs(values[0] - values[1]) < 1e-12
+
+
 def test_a_text_drawn_twice_is_no_negative_of_itself():
     f1, f2, _ = pair(0, 6)
     emb = Embeddings.of(text=f2).with_twin(Embeddings.of(text=f1)).with_text_ids(text=torch.tensor([4, 4, 4, 4, 4, 4]))

@@ -84,6 +84,19 @@ def test_mined_losses_equal_their_definition(loss, name, margin):
     assert taught >= 2
 
 
+@pytest.mark.parametrize("loss", MINED)
+@pytest.mark.parametrize("margin", [0.0, 1.0, 2.0])
+def test_ties_are_neither_active_nor_beyond(loss, margin):
+    """Whole numbers on a line: many distances are equal, or differ by the margin exactly."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(6, (12, 1), generator=generator).double()
+        labels = torch.randint(3, (12,), generator=generator)
+        wanted = by_definition(loss, x, labels, "manhattan", margin)
+        assert wanted > 1e-3
+        assert abs(made(loss, "manhattan", margin)(Embeddings.of(text=x), labels).total - wanted) < 1e-12
+
+
 @pytest.mark.parametrize("name", DISTANCES)
 @pytest.mark.parametrize(
     "rule",

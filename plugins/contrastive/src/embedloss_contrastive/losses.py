@@ -142,11 +142,14 @@ class ContrastiveTensionLoss(Loss):
     def _drawn(self, emb: Embeddings) -> tuple[Tensor, Tensor]:
         """Scores and equality of pairs drawn among the texts of all processes, (rows, pairs)."""
         twin, pool, begin = emb.twin.own("text"), emb.pool("text"), emb.offset("text")
-        partners = draw_partners(len(pool), self.pos_neg_ratio - 1, emb.generator(self.spec.name)).to(pool.device)
         itself = torch.arange(len(pool), device=pool.device)
-        second = torch.cat([itself[:, None], partners], 1)[begin : begin + len(twin)]
         ids = emb.text_ids("text")
         numbers = itself if ids is None else ids
+        # Drawn in the order of the texts' numbers, so that it does not matter which row or process has a text.
+        order = numbers.argsort(stable=True)
+        drawn = draw_partners(len(pool), self.pos_neg_ratio - 1, emb.generator(self.spec.name)).to(pool.device)
+        partners = torch.empty_like(drawn).index_copy_(0, order, order[drawn])
+        second = torch.cat([itself[:, None], partners], 1)[begin : begin + len(twin)]
         same = numbers[begin : begin + len(twin), None] == numbers[second]
         return (twin[:, None] * pool[second]).sum(2), same
 
