@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss
@@ -101,6 +104,22 @@ def run_check(check: Check, case: Case) -> None:
         AssertionError: what is wrong, with the format.
         NotApplicable: it applies to none of them.
     """
+    with _one_thread():
+        _run_check(check, case)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tensors are small: more threads only cost time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_check(check: Check, case: Case) -> None:
     if check.once:
         check.function(case)
         return
