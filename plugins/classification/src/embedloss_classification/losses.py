@@ -251,6 +251,15 @@ class BinaryCrossEntropyLoss(MeanScoreLoss):
             raise ValueError(f"pos_weight must be above 0 and finite, got {pos_weight!r}")
         self.reduction = _reduction(reduction)
 
+    def prepare(self, info: ModelInfo) -> None:
+        """E302 for a cross-encoder with several outputs."""
+        if getattr(info.encoder, "kind", None) == "cross-encoder" and info.dimension != 1:
+            raise EmbedlossError(
+                "E302",
+                f"'{self.spec.name}' needs a cross-encoder with 1 output; this one has {info.dimension}. "
+                "For several classes use cross-entropy.",
+            )
+
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Over the pairs of texts. Labels are (rows,), or (rows, candidates) for several texts a row."""
         if labels.ndim == 1 and scores.shape[1] == 1:
@@ -301,6 +310,14 @@ class CrossEntropyLoss(MeanScoreLoss):
         if not isinstance(embeddings, Scores):
             raise EmbedlossError(
                 "E206", f"'{self.spec.name}' takes Scores (rows, classes) of a cross-encoder. For embeddings use softmax."
+            )
+
+    def prepare(self, info: ModelInfo) -> None:
+        """E105 if the data has more classes than the model has outputs."""
+        if info.encoder is not None and info.num_classes and info.num_classes > info.dimension:
+            raise EmbedlossError(
+                "E105",
+                f"the data has {info.num_classes} classes, but the number of the model's outputs is {info.dimension}.",
             )
 
     def _targets(self, scores: Tensor, labels: Tensor) -> Tensor:
