@@ -44,9 +44,8 @@ def cross_entropy_sums(
         weight: (classes,) or None.
         ignore_index: id of rows that do not count.
     """
-    total = F.cross_entropy(
-        logits, targets, weight, reduction="sum", ignore_index=ignore_index, label_smoothing=label_smoothing
-    )
+    skipped = ignore_index if targets.ndim == 1 else -100  # probabilities have no id that could be ignored
+    total = F.cross_entropy(logits, targets, weight, reduction="sum", ignore_index=skipped, label_smoothing=label_smoothing)
     rows = counted(targets, ignore_index)
     if weight is not None and targets.ndim == 1:
         return total, weight[targets[rows]].sum()
