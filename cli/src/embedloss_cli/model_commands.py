@@ -9,7 +9,7 @@ import typer
 
 from embedloss_cli.data_commands import Data, bind_best
 from embedloss_cli.options import Drop, Json, Map, check_output, pairs
-from embedloss_cli.output import columns, print_json, width, wrapped
+from embedloss_cli.output import columns, number, print_json, width, wrapped
 
 if TYPE_CHECKING:
     import datasets
@@ -78,17 +78,21 @@ def evaluate(
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="ROLE=TEXT", help="Put before texts of a role; repeatable.")
     ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="MODEL", help="A second model, measured beside the first.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a data set; the metrics follow from its format.
 
-    Example: embedloss evaluate runs/a test.jsonl
+    Example: embedloss evaluate runs/a test.jsonl --compare runs/untrained
     """
     from embedloss.check import bound_dataset
     from embedloss.data import load_rows
     from embedloss.errors import EmbedlossError
 
-    check_model(model)
+    for name in (model, compare) if compare else (model,):
+        check_model(name)
     dataset = load_rows(data)
     binding, report, _ = bind_best(dataset, pairs(mapping, "--map"), drop or [], format_)
     report.raise_if_faulty()
@@ -107,11 +111,18 @@ def evaluate(
     from embedloss.encoders import load_encoder
 
     metrics = measure(load_encoder(model), rows, binding.format.name, prompts=role_prompts)
+    other = measure(load_encoder(compare), rows, binding.format.name, prompts=role_prompts) if compare else {}
     if as_json:
-        print_json({"model": model, "data": data, "rows": len(dataset), "format": binding.format.name, "metrics": metrics})
+        found = {"model": model, "data": data, "rows": len(dataset), "format": binding.format.name, "metrics": metrics}
+        print_json({**found, "compare": {"model": compare, "metrics": other}} if compare else found)
         return
     print()
-    print(columns([(name, f"{value:.4f}") for name, value in metrics.items()]))
+    if not compare:
+        print(columns([(name, number(value)) for name, value in metrics.items()]))
+        return
+    from embedloss.training.report import table
+
+    print(table(["metric", compare, model], [[name, number(other[name]), number(value)] for name, value in metrics.items()]))
 
 
 def encode(
@@ -196,8 +207,8 @@ def search(
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 1), show_edge=False)
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True, min_width=6)
+    table.add_column("row", justify="right", no_wrap=True, min_width=len(str(len(texts))))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
     for score, i in found:
         table.add_row(f"{score:.3f}", str(i + 1), Text(" ".join(texts[i].split())))

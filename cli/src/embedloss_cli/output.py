@@ -21,7 +21,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def wrapped(text: str, indent: str = "", limit: int | None = None) -> str:
+def wrapped(text: str, indent: str = "", limit: int | None = None, hang: str = "  ") -> str:
     """Text in lines that fit; long words such as names and commands stay whole."""
     lines = []
     for line in text.splitlines() or [""]:
@@ -31,12 +31,17 @@ def wrapped(text: str, indent: str = "", limit: int | None = None) -> str:
                 line.strip(),
                 limit or width(),
                 initial_indent=own,
-                subsequent_indent=own + "  ",
+                subsequent_indent=own + hang,
                 break_long_words=False,
                 break_on_hyphens=False,
             )
         )
     return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Four decimals; a whole number above 1, such as a count, without."""
+    return f"{value:,.0f}" if value > 1 and float(value).is_integer() else f"{value:.4f}"
 
 
 def columns(rows: list[tuple[str, str]], indent: str = "  ", most: int = 30) -> str:

@@ -314,7 +314,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
             report.plot_losses(out / METRICS_FILE, out / PLOT_FILE)
         (out / RESULTS_FILE).write_text(json.dumps(vars(result), indent=2) + "\n", encoding="utf-8")
         if result.before:
-            rows = [[k, f"{v:.4f}", f"{result.after[k]:.4f}"] for k, v in result.before.items() if k in result.after]
+            rows = [[k, f"{v:.4f}", f"{result.after[k]:.4f}"] for k, v in result.before.items() if not _count(k, v)]
             say("\n" + report.table(["metric", "before", "after"], rows))
         say(f"\nsaved to {out} after {result.steps} steps in {result.seconds:.1f} s")
     return result
@@ -391,6 +391,11 @@ def batch_plan(trainer: Any, collator: Collator, config: RunConfig) -> str:
     if sampler.left_out:
         lines.append(f"note: {sampler.left_out} rows find no place in this epoch")
     return "\n".join(lines)
+
+
+def _count(name: str, value: float) -> bool:
+    """Whether a metric only counts (queries, documents) and is the same before and after."""
+    return value > 1 and float(value).is_integer() and "@" not in name
 
 
 def _indent(text: str) -> str:
