@@ -1,0 +1,133 @@
+"""One training run of one side in a fresh process: prints JSON with speed, peak memory and the losses of every step.
+
+    python sides.py ours --model FOLDER --data pairs.jsonl --columns query,positive --batch 64 --steps 8 [--recompute]
+
+Both sides use their real trainer, the same rows in the same order, AdamW with the same settings, float32, dropout off (the model
+folder says so) and texts cut at 256 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def read_pairs(path: str, columns: list[str], rows: int) -> Any:
+    import datasets
+
+    with open(path, encoding="utf-8") as file:
+        found = [json.loads(line) for line, _ in zip(file, range(rows), strict=False)]
+    return datasets.Dataset.from_dict(
+        {name: [r[c] for r in found] for name, c in zip(("anchor", "positive"), columns, strict=True)}
+    )
+
+
+def clock() -> Any:
+    import transformers
+
+    class Clock(transformers.TrainerCallback):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.times.append(time.perf_counter())
+
+    return Clock()
+
+
+def settings(options: argparse.Namespace, out: str) -> dict[str, Any]:
+    return dict(
+        output_dir=out, max_steps=options.steps, per_device_train_batch_size=options.batch, learning_rate=2e-5, logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True, seed=1, use_cpu=not options.cuda, warmup_steps=0,
+        bf16=options.bf16,
+    )  # fmt: skip
+
+
+def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
+    import numpy as np
+    from embedloss import create_loss, load_encoder
+    from embedloss.collate import Collator
+    from embedloss.samplers import EpochSampler
+    from embedloss.training import Trainer, TrainingArguments, TrainingStep
+    from embedloss.training.memory import return_freed_memory
+
+    class InOrder(EpochSampler):
+        def joint_batches(self, size: int) -> list[Any]:
+            return [np.arange(b, min(b + size, self.rows)) for b in range(0, self.rows, size)]
+
+    class Fixed(Trainer):
+        def sampler(self) -> EpochSampler:
+            return InOrder(len(self.train_dataset), options.batch)
+
+    if options.recompute:
+        return_freed_memory()
+    encoder = load_encoder(options.model, max_length=256)
+    step = TrainingStep(encoder, create_loss("mnrl"), recompute=options.recompute)
+    collator = Collator(encoder.processor, step.loss, "pairs", options.chunk_tokens)
+    watch = clock()
+    trainer = Fixed(step, TrainingArguments(**settings(options, out)), train_dataset=data, collator=collator, callbacks=[watch])
+    return trainer, watch
+
+
+def peer(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
+    )
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    model = SentenceTransformer(options.model, device="cuda" if options.cuda else "cpu")
+    model.max_seq_length = 256
+    if options.recompute:
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=options.mini_batch)
+    else:
+        loss = MultipleNegativesRankingLoss(model)
+
+    def in_order(dataset: Any, batch_size: int, drop_last: bool, **_: Any) -> Any:
+        return BatchSampler(SequentialSampler(range(len(dataset))), batch_size, drop_last)
+
+    watch = clock()
+    arguments = SentenceTransformerTrainingArguments(**settings(options, out), batch_sampler=in_order)
+    return SentenceTransformerTrainer(model, args=arguments, train_dataset=data, loss=loss, callbacks=[watch]), watch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=["ours", "peer"])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--columns", default="anchor,positive")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--chunk-tokens", type=int, default=4096)
+    parser.add_argument("--mini-batch", type=int, default=32)
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    data = read_pairs(options.data, options.columns.split(","), options.batch * options.steps)
+    with tempfile.TemporaryDirectory() as out:
+        trainer, watch = (ours if options.side == "ours" else peer)(options, data, out)
+        trainer.train()
+    losses = [float(e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    seconds = (watch.times[-1] - watch.times[0]) / (len(watch.times) - 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if options.cuda:
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    print("RESULT " + json.dumps({"pairs_per_second": options.batch / seconds, "peak_mb": peak, "losses": losses}))
+
+
+if __name__ == "__main__":
+    main()
