@@ -67,7 +67,7 @@ for the gradient:
 | scheme | w_ij |
 | --- | --- |
 | `none` | 1 |
-| `ndcg-loss1` | `G_i / D(i)`; keeps every ordered pair, a document with itself included |
+| `ndcg-loss1` | `G_i / D(i)`; keeps every ordered pair, a document with itself included (a constant without gradient) |
 | `ndcg-loss2` | `abs(1 / D(abs(i - j)) - 1 / D(abs(i - j) + 1)) * abs(G_i - G_j)` |
 | `lambdarank` | `abs(1 / D(i) - 1 / D(j)) * abs(G_i - G_j)` |
 | `ndcg-loss2++` | `mu * ndcg-loss2 + lambdarank` |
