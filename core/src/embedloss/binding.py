@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from embedloss.errors import EmbedlossError
 from embedloss.formats import FORMATS, LABELS, ROLE_COLUMNS, DataFormat, LabelKind
@@ -246,7 +246,7 @@ def _bind_label(
                 f"label <- '{column}': found {KIND_NAMES.get(kinds[column])} (row 1 on); {kind.summary} needed"
             )
             attempt.wrong_code = "E105"
-        attempt.missing_label = not named
+        attempt.missing_label = not named and not any_format
 
 
 def _parse_mapping(
@@ -337,14 +337,17 @@ def bind(
         )
     best = min(attempts, key=lambda a: a.order(kept))
     if best.fits:
+        fmt = (
+            best.format if best.label or not best.format.label else replace(best.format, label=None)
+        )  # any format will do, also without its label
         ignored = any_format and best.label is not None
-        return Binding(best.format, best.columns, best.label, (*best.unused, *drop), best.id, ignored)
+        return Binding(fmt, best.columns, best.label, (*best.unused, *drop), best.id, ignored)
     raise _refusal(best, attempts, kept, candidates, loss_name, explicit)
 
 
 def _takes_all(fmt: DataFormat, mapping: Mapping[str, tuple[str, ...]]) -> bool:
     allowed = {*fmt.roles, ID_COLUMN, *(_label_keys(fmt.label_kind) if fmt.label_kind else ())}
-    return set(mapping) <= allowed
+    return set(mapping) <= allowed and all(len(names) == 1 or role in fmt.lists for role, names in mapping.items())
 
 
 def _takes(fmt: DataFormat) -> str:
@@ -414,6 +417,9 @@ def _refusal(
         role = next(iter(best.columns))
         lines.append(f"To use {'one' if plural else 'it'} in place of '{'+'.join(best.columns[role])}': --map {role}={first}")
     lines.append(f"To leave {'them' if plural else 'it'} out: {' '.join(f'--drop {_quoted(c)}' for c in best.extra_texts)}")
+    if not any(is_known_name(c) for c in best.extra_texts):
+        names_used = " ".join(f"--map {role}={_quoted(','.join(used))}" for role, used in best.columns.items())
+        lines.append(f"or name those that are used: {names_used}")
     return EmbedlossError(
         "E102", "\n  ".join([f"the column{'s' * plural} {names} would not be used by '{loss_name}'.", *lines])
     )
@@ -436,7 +442,9 @@ def losses_for(columns: Mapping[str, str], limit: int = 5) -> list[str]:
     """Names of installed losses that take these columns as they are, at most `limit`."""
     from embedloss.registry import list_losses
 
-    fitting = {f.name for f in FORMATS.values() if _attempt(columns, f, {}, False).fits}
+    attempts = [_attempt(columns, f, {}, False) for f in FORMATS.values()]
+    # A column of fractions could hold 0 and 1 only, and whole numbers could be scores; name the losses of the usual reading.
+    fitting = {a.format.name for a in attempts if a.fits and a.order(columns)[3] == 0}
     try:
         specs = list_losses()
     except EmbedlossError:

@@ -178,7 +178,7 @@ class _Checker:
                 self.texts(role, columns[0])
             else:
                 self.several(role, columns)
-        if self.binding.label and not self.binding.label_ignored:
+        if self.binding.label:
             self.label(self.binding.label, scaled)
         return self.report
 
