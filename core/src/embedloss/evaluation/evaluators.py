@@ -24,7 +24,7 @@ from embedloss.evaluation.metrics import (
     teacher_metrics,
     translation_metrics,
 )
-from embedloss.evaluation.retrieval import exact_search, ranking_metrics
+from embedloss.evaluation.search import exact_search, ranking_metrics
 from embedloss.formats import DataFormat, get_format
 
 logger = logging.getLogger(__name__)

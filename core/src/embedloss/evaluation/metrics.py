@@ -218,7 +218,7 @@ def translation_metrics(
     source: Floats, target: Floats, source_texts: Sequence[str], target_texts: Sequence[str]
 ) -> dict[str, float]:
     """How often the nearest target of a source (cosine) is its own, the reverse, and the mean of both."""
-    from embedloss.evaluation.retrieval import exact_search
+    from embedloss.evaluation.search import exact_search
 
     def share(x: Floats, y: Floats, texts: Sequence[str]) -> float:
         nearest = exact_search(x, y, 1, "cosine")[0][:, 0]
