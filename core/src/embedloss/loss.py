@@ -523,10 +523,15 @@ class WeightedSum(Loss):
         return rows, format_name
 
     def check_inputs(self, embeddings: Embeddings | Scores) -> None:
-        """Each term checks its own."""
+        """Each term checks its own; E206 for what no loss takes."""
+        if not isinstance(embeddings, (Embeddings, Scores)):
+            super().check_inputs(embeddings)
 
     def check_labels(self, labels: Any, embeddings: Embeddings | Scores, device: torch.device) -> Any:
-        """Each term checks its own."""
+        """Each term checks its own; E206 for labels that no term takes."""
+        formats = self.spec.data_formats()
+        if labels is not None and formats and all(f.label is None for f in formats):
+            super().check_labels(labels, embeddings, device)
         return labels
 
     def compute(self, emb: Embeddings, labels: Any) -> LossOutput:
