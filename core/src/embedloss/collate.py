@@ -85,6 +85,7 @@ class Collator:
     source: str = ""
 
     def __call__(self, rows: list[Row]) -> Batch:
+        """The batch of these rows."""
         name = self.format_name
         keys = ",".join(str(row.get("_row", i)) for i, row in enumerate(rows))
         rng = random.Random(f"{self.seed}/{rows[0].get('_epoch', 0)}/{keys}")
