@@ -29,6 +29,7 @@ from embedloss.spec import LossSpec, normalise
 CLASSES = 3
 N_LAYERS = 3
 WIDTH = 8
+STEP = 50  # not 0, where a schedule may give a term no weight
 
 
 class NotApplicable(Exception):
@@ -393,7 +394,7 @@ class Case:
         return same
 
     # -- its inputs --------------------------------------------------------------------------------------------------------
-    def batch(self, rows: int = 8, dim: int | None = None, seed: int = 0, step: int = 0, ragged: bool = True) -> Batch:
+    def batch(self, rows: int = 8, dim: int | None = None, seed: int = 0, step: int = STEP, ragged: bool = True) -> Batch:
         """A random batch in float64 of the current format."""
         g = torch.Generator().manual_seed(1000 + seed)
         width = self.dim if dim is None else dim
