@@ -94,7 +94,7 @@ class Report:
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------
-def _table(dataset: datasets.Dataset) -> pa.Table:
+def table_of(dataset: datasets.Dataset) -> pa.Table:
     """The rows of a data set as an Arrow table; nothing is written to a cache."""
     table = dataset.data.table
     return table if dataset._indices is None else table.take(dataset._indices.column(0))
@@ -108,7 +108,8 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _kind(kind: pa.DataType) -> str:
+def kind_of(kind: pa.DataType) -> str:
+    """Kind of a column of that type: text, texts, int, float, floats, vectors, empty or other."""
     if pa.types.is_null(kind):
         return "empty"
     if _is_text(kind):
@@ -118,7 +119,7 @@ def _kind(kind: pa.DataType) -> str:
     if pa.types.is_floating(kind):
         return "float"
     if _is_list(kind):
-        inner = _kind(kind.value_type)
+        inner = kind_of(kind.value_type)
         return {"text": "texts", "int": "floats", "float": "floats", "floats": "vectors", "empty": "empty"}.get(inner, "other")
     return "other"
 
@@ -127,7 +128,7 @@ def column_kinds(dataset: datasets.Dataset) -> dict[str, str]:
     """Name -> kind of every column, in order: text, texts, int, float, floats, vectors, empty or other."""
     table = dataset.data
     schema = table.schema
-    return {name: _kind(schema.field(name).type) for name in dataset.column_names}
+    return {name: kind_of(schema.field(name).type) for name in dataset.column_names}
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
@@ -395,7 +396,7 @@ def check_rows(
         limit: look at the first rows only.
         scale_labels: labels will be scaled to the loss's range, so any finite one will do.
     """
-    table = _table(dataset)
+    table = table_of(dataset)
     return _Checker(table if limit is None else table.slice(0, limit), binding, spec).run(scale_labels)
 
 
@@ -412,7 +413,7 @@ def class_ids(dataset: datasets.Dataset, binding: Binding) -> dict[str, int] | N
     """
     if binding.format.label != "class" or binding.label is None:
         return None
-    values = _column(_table(dataset), binding.label)
+    values = _column(table_of(dataset), binding.label)
     return _name_ids(values) if _is_text(values.type) else None
 
 
@@ -437,7 +438,7 @@ def bound_dataset(
     """
     import datasets
 
-    table = _table(dataset)
+    table = table_of(dataset)
     columns: dict[str, pa.Array] = {}
     for role, names in binding.columns.items():
         columns[role] = _texts(table, names) if role in binding.format.lists else table[names[0]]

@@ -7,7 +7,6 @@ file into a cache. A name that looks like a local path never reaches the network
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -185,37 +184,49 @@ def _json_document(path: Path) -> Iterator[dict[str, Any]]:
         yield _object(row, f"'{path}' row {number}")
 
 
-def _read_csv(path: Path, delimiter: str) -> pyarrow.Table:
-    text = _decode(path.read_bytes(), path, 1, True)
+def _csv_rows(path: Path, delimiter: str) -> Iterator[list[str]]:
+    """The header, then the cells of every row that is not blank."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    columns: list[list[str]] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                _check_header(header, path, delimiter)
-                columns = [[] for _ in header]
-                continue
-            if len(cells) != len(header):
-                raise EmbedlossError(
-                    "E103",
-                    f"'{path}' line {reader.line_num} has {len(cells)} cells, the header has {len(header)} "
-                    f"({', '.join(header)}): {_shown(delimiter.join(cells))}\n"
-                    f"  A cell that holds the separator, a quote or a line break needs double quotes round it.",
-                )
-            for column, cell in zip(columns, cells, strict=True):
-                column.append(cell)
-    except csv.Error as exception:
-        raise EmbedlossError("E103", f"'{path}' line {reader.line_num} is not CSV: {exception}.") from exception
-    if header is None or not columns[0]:
-        raise EmbedlossError("E103", f"'{path}' holds {'no rows' if header is None else 'a header and no rows'}.")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        try:
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if header is None:
+                    header = [cell.strip() for cell in cells]
+                    _check_header(header, path, delimiter)
+                    yield header
+                    continue
+                if len(cells) != len(header):
+                    raise EmbedlossError(
+                        "E103",
+                        f"'{path}' line {reader.line_num} has {len(cells)} cells, the header has {len(header)} "
+                        f"({', '.join(header)}): {_shown(delimiter.join(cells))}\n"
+                        f"  A cell that holds the separator, a quote or a line break needs double quotes round it.",
+                    )
+                yield cells
+        except UnicodeDecodeError:
+            with path.open("rb") as raw:
+                for number, line in enumerate(raw, start=1):
+                    _decode(line, path, number, number == 1)
+            raise
+        except csv.Error as exception:
+            raise EmbedlossError("E103", f"'{path}' line {reader.line_num} is not CSV: {exception}.") from exception
+    if header is None:
+        raise EmbedlossError("E103", f"'{path}' holds no rows.")
+
+
+def _read_csv(path: Path, delimiter: str) -> pyarrow.Table:
+    rows = _csv_rows(path, delimiter)
+    header = next(rows)
+    columns = list(zip(*rows, strict=True))
+    if not columns:
+        raise EmbedlossError("E103", f"'{path}' holds a header and no rows.")
     import pyarrow
 
-    arrays = [_array(_typed(values), name, 0, str(path)) for name, values in zip(header, columns, strict=True)]
+    arrays = [_array(_typed(list(values)), name, 0, str(path)) for name, values in zip(header, columns, strict=True)]
     return pyarrow.table(arrays, names=header)
 
 
@@ -262,11 +273,17 @@ def _read_parquet(path: Path) -> pyarrow.Table:
         raise EmbedlossError(
             "E103", f"'{path}' is not a Parquet file, or damaged: {_shown(str(exception), 160)}"
         ) from exception
+    return _decoded(table)
+
+
+def _decoded(table: pyarrow.Table) -> pyarrow.Table:
+    """Without dictionary-encoded columns."""
+    import pyarrow
+
     for i, field in enumerate(table.schema):
         if pyarrow.types.is_dictionary(field.type):
-            table = table.set_column(
-                i, field.name, pyarrow.chunked_array([c.dictionary_decode() for c in table[i].chunks], field.type.value_type)
-            )
+            chunks = [c.dictionary_decode() for c in table[i].chunks]
+            table = table.set_column(i, field.name, pyarrow.chunked_array(chunks, field.type.value_type))
     return table
 
 
