@@ -35,12 +35,12 @@ def quickstart(session: nox.Session) -> None:
     run = session.run
     run("embedloss", "demo-data", data)
     run("embedloss", "init-static", f"{data}/train.jsonl", before)
-    run("embedloss", "evaluate", before, f"{data}/test.jsonl")
+    run("embedloss", "evaluate", before, f"{data}/test.jsonl", "--drop", "module")
     run(
         "embedloss", "train", "--model", before, "--data", f"{data}/train.jsonl", "--drop", "module", "--loss", "mnrl",
         "--batch-size", "512", "--epochs", "3", "--out", after,
     )  # fmt: skip
-    run("embedloss", "evaluate", after, f"{data}/test.jsonl", "--compare", before)
+    run("embedloss", "evaluate", after, f"{data}/test.jsonl", "--drop", "module", "--compare", before)
     for query in ("open a compressed file", "parse a date", "send an e-mail"):
         run("embedloss", "search", after, query, "--docs", f"{data}/docs.jsonl", "--top", "3")
 

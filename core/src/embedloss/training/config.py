@@ -203,4 +203,6 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise EmbedlossError(
             "E401", f"configuration file '{path}' must hold 'key: value' lines, found {type(values).__name__}."
         )
+    if isinstance(values.get("config"), dict) and "versions" in values:  # the manifest of a run
+        return dict(values["config"])
     return values

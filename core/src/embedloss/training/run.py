@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
+MANIFEST_FILE = "manifest.json"
 
 
 @dataclass
@@ -205,10 +206,11 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
 
     from embedloss.collate import Collator
     from embedloss.encoders import Encoder, load_encoder
-    from embedloss.registry import create_loss
+    from embedloss.registry import create_loss, expression_specs
     from embedloss.training import report
+    from embedloss.training.manifest import manifest
     from embedloss.training.step import TrainingStep
-    from embedloss.training.trainer import Trainer, TrainingArguments, save_step
+    from embedloss.training.trainer import Trainer, TrainingArguments, save_step, step_expression
 
     transformers.set_seed(config.seed)
     loss = create_loss(config.loss)
@@ -297,6 +299,9 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+        distributions = sorted({s.distribution for s in expression_specs(config.loss)})
+        facts = manifest(config, step_expression(step), distributions)
+        (out / MANIFEST_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     result = RunResult(str(out))
     result.before = _before(trainer, step, out, config)
     begin = time.perf_counter()
@@ -310,6 +315,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         )
     if arguments.process_index == 0:
         save_step(step, out)
+        _card(out, config, step, result)
         if (out / METRICS_FILE).is_file():
             report.plot_losses(out / METRICS_FILE, out / PLOT_FILE)
         (out / RESULTS_FILE).write_text(json.dumps(vars(result), indent=2) + "\n", encoding="utf-8")
@@ -318,6 +324,26 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
             say("\n" + report.table(["metric", "before", "after"], rows))
         say(f"\nsaved to {out} after {result.steps} steps in {result.seconds:.1f} s")
     return result
+
+
+def _card(out: Path, config: RunConfig, step: Any, result: RunResult) -> None:
+    from embedloss.encoders.card import write_card
+    from embedloss.registry import expression_specs
+    from embedloss.training.trainer import step_expression
+
+    papers = dict.fromkeys(s.citation for s in expression_specs(config.loss) if s.citation)
+    write_card(
+        out,
+        encoder=step.encoder,
+        loss=step_expression(step) or config.loss,
+        citation="\n".join(f"- {paper}" for paper in papers),
+        base_model=config.model,
+        data=config.data,
+        metrics=result.after or None,
+        steps=result.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
 
 
 def _before(trainer: Any, step: Any, out: Path, config: RunConfig) -> dict[str, float]:

@@ -74,8 +74,9 @@ class TrainingStep(nn.Module):
 
     def spread(self) -> dict[str, float]:
         """How the latest batch's embeddings spread; see `embedloss.training.health.probe`."""
-        first, *others = self._last or (None,)
-        return {} if first is None else probe(first, *others)
+        if not self._last:
+            return {}
+        return probe(self._last[0], self._last[1] if len(self._last) > 1 else None)
 
     def embed(self, batch: Mapping[str, Any]) -> Embeddings:
         """The embeddings of a batch by role, with everything the loss requires."""

@@ -276,7 +276,7 @@ def save_step(step: TrainingStep, folder: str | os.PathLike[str], training: bool
     state = {name: tensor.contiguous() for name, tensor in step.loss.state_dict().items()}
     if state:
         save_file(state, path / LOSS_FILE)
-    (path / "loss.json").write_text(json.dumps({"expression": _expression(step)}) + "\n", encoding="utf-8")
+    (path / "loss.json").write_text(json.dumps({"expression": step_expression(step)}) + "\n", encoding="utf-8")
     if training and step.twin is not None:
         save_file({name: tensor.contiguous() for name, tensor in step.twin.state_dict().items()}, path / TWIN_FILE)
 
@@ -290,7 +290,8 @@ def read_expression(folder: str | os.PathLike[str]) -> str:
     return str(expression)
 
 
-def _expression(step: TrainingStep) -> str | None:
+def step_expression(step: TrainingStep) -> str | None:
+    """The loss as text, or None where a parameter has no text (a model object)."""
     try:
         return step.loss.to_expression()
     except EmbedlossError:  # a parameter such as a model object has no text
