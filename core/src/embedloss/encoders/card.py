@@ -67,7 +67,8 @@ def write_card(
         "Base model": base_model and Path(base_model).name if base_model and Path(base_model).exists() else base_model
     }
     if encoder is not None:
-        table |= {"Dimension": encoder.dimension, "Maximal length": encoder.processor.max_length}
+        longest = encoder.processor.max_length
+        table |= {"Dimension": encoder.dimension, "Maximal length": longest if longest < 10**6 else None}
     table |= {"Loss": f"`{loss}`" if loss else None, "Training data": data}
     table |= {name.replace("_", " ").capitalize(): value for name, value in facts.items()}
     parts = [f"---\n{metadata.to_yaml()}\n---\n\n# {folder.resolve().name}\n"]

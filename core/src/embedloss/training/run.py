@@ -339,7 +339,7 @@ def _card(out: Path, config: RunConfig, step: Any, result: RunResult) -> None:
         citation="\n".join(f"- {paper}" for paper in papers),
         base_model=config.model,
         data=config.data,
-        metrics=result.after or None,
+        metrics={k: v for k, v in result.after.items() if not _count(k, v)} or None,
         steps=result.steps,
         batch_size=config.batch_size,
         seed=config.seed,
