@@ -242,7 +242,7 @@ class BinaryCrossEntropyLoss(MeanScoreLoss):
         pos_weight: float | None = None,
         reduction: str = "mean",
         similarity_fct: Any = "cosine",
-        scale: float = 20.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.keep_score_parameters(similarity_fct, scale, activation_fn)
