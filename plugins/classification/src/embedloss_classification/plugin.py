@@ -93,8 +93,9 @@ overflow. s is a cross-encoder's only output, or `scale * sim(u, v)` of a bi-enc
 - `activation_fn = "identity"`: act; `sigmoid`, `tanh` or `relu`. A sigmoid here is a second one and weakens gradients.
 - `pos_weight = None`: weight of the positive part; as a rule the number of negatives for each positive.
 - `reduction = "mean"`: or `sum`.
-- `similarity_fct = "cosine"`, `scale = 1.0`: for a bi-encoder only. With the cosine, log-odds lie between -scale and scale. With
-  scale 1 every pair keeps a gradient; a larger one fits extreme labels closer and squeezes the cosines of graded pairs towards 0.
+- `similarity_fct = "cosine"`, `scale = 1.0`: for a bi-encoder only. With the cosine, log-odds lie between -scale and scale.
+  With scale 1 every pair keeps a gradient; a larger one fits extreme labels closer and squeezes the cosines of graded pairs
+  towards 0.
 
 **When to use it**
 
