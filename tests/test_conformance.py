@@ -11,7 +11,7 @@ from embedloss.testing import parametrize_with_checks
 @pytest.fixture(autouse=True)
 def _quiet():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # losses warn about widths that the kit tries on purpose
+        warnings.simplefilter("ignore")  # about widths and deprecated names that are tried on purpose
         yield
 
 
