@@ -7,7 +7,7 @@ from embedloss.encoders.base import Encoder, encode_chunks, plan_chunks
 from embedloss.encoders.bi import BiEncoder
 from embedloss.encoders.card import write_card
 from embedloss.encoders.cross import CrossEncoder, PairProcessor
-from embedloss.encoders.loading import load_encoder
+from embedloss.encoders.loading import kind_of, load_encoder
 from embedloss.encoders.static import StaticEncoder, new_static_encoder
 from embedloss.encoders.text import StaticProcessor, TextProcessor, Tokens
 
@@ -21,6 +21,7 @@ __all__ = [
     "TextProcessor",
     "Tokens",
     "encode_chunks",
+    "kind_of",
     "load_encoder",
     "new_static_encoder",
     "plan_chunks",

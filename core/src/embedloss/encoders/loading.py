@@ -63,7 +63,9 @@ def load_encoder(
     options = {"trust_remote_code": trust_remote_code, "dtype": as_dtype(dtype)}
     saved = saved_kind(folder, entries, settings)
     if kind == "bi-encoder" and saved == "cross-encoder":
-        raise EmbedlossError("E301", f"{folder} holds a cross-encoder; it cannot be loaded as a bi-encoder.")
+        raise EmbedlossError(
+            "E301", f"{folder} holds a cross-encoder; it gives no embeddings and cannot be loaded as a bi-encoder."
+        )
     encoder: Encoder
     if entries is not None and module_name(entries[0]) not in ("Transformer", "StaticEmbedding"):
         raise EmbedlossError(
@@ -81,8 +83,18 @@ def load_encoder(
     return encoder.to(device) if device is not None else encoder
 
 
+def kind_of(folder_or_hub_id: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> str | None:
+    """What a saved model is, from its settings alone: "bi-encoder", "cross-encoder", or None for a transformer that is neither
+    yet (no modules.json and no ranking head). Errors as in `load_encoder`.
+    """
+    folder = find_folder(folder_or_hub_id, revision, trust_remote_code)
+    entries, settings = read_modules(folder), read_object(folder / SETTINGS)
+    kind = saved_kind(folder, entries, settings)
+    return kind if kind == "cross-encoder" or entries is not None or settings.get("model_type") else None
+
+
 def saved_kind(folder: Path, entries: list[dict[str, Any]] | None, settings: dict[str, Any]) -> str:
-    """The kind of the model in a folder."""
+    """The kind as which a folder is loaded unless another is asked for."""
     if settings.get("model_type") in ("SentenceTransformer", "CrossEncoder"):
         return "cross-encoder" if settings["model_type"] == "CrossEncoder" else "bi-encoder"
     architectures = read_object(folder / "config.json").get("architectures") or [""]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedloss.check import Binding
     from embedloss.collate import Collator
     from embedloss.encoders import Encoder
+    from embedloss.spec import LossSpec
 
 Say = Callable[[str], None]
 CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
@@ -54,6 +55,7 @@ class Prepared:
     eval_binding: Binding | None = None
     num_classes: int | None = None
     label_dimension: int | None = None
+    kind: str | None = None
 
 
 def prepare(config: RunConfig, say: Say = print) -> Prepared:
@@ -75,6 +77,8 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     raw = load_rows(config.data)
     eval_raw = load_rows(config.eval_data) if config.eval_data else None
     loss = create_loss(config.loss)
+    local = config.model.startswith("static") or Path(config.model).expanduser().is_dir()
+    kind = choose_kind(config, loss.spec) if local else None  # a model of the hub is not loaded before the data is checked
 
     def bound(data: Any) -> tuple[Any, Binding]:
         binding = bind(
@@ -89,7 +93,7 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
         return bound_dataset(data, binding), binding
 
     data, binding = bound(raw)
-    prepared = Prepared(loss.spec.name, data, binding)
+    prepared = Prepared(loss.spec.name, data, binding, kind=kind)
     if eval_raw is not None:
         prepared.eval_data, prepared.eval_binding = bound(eval_raw)
     if binding.format.label == "class":
@@ -147,6 +151,37 @@ def _static_arguments(text: str) -> dict[str, int]:
     return dict(call.kwargs)
 
 
+def choose_kind(config: RunConfig, spec: LossSpec) -> str:
+    """The kind of model that a run trains: the one asked for, else that of the folder, else the first that the loss trains.
+
+    Raises:
+        EmbedlossError: E302 where the loss, the folder and what was asked for do not go together.
+    """
+    from embedloss.encoders import kind_of
+
+    name, wanted = config.model, config.kind
+    if wanted not in (None, "bi-encoder", "cross-encoder"):
+        raise EmbedlossError("E401", f"'kind' must be bi-encoder or cross-encoder, got '{wanted}'.")
+    trains = " and ".join(f"{kind}s" for kind in spec.models)
+    if wanted is not None and wanted not in spec.models:
+        raise EmbedlossError("E302", f"'{spec.name}' trains {trains}; --kind {wanted} is not possible.")
+    if name.startswith("static"):
+        if "bi-encoder" not in spec.models or wanted == "cross-encoder":
+            raise EmbedlossError("E302", "a static encoder has no transformer, which a cross-encoder needs.")
+        return "bi-encoder"
+    saved = kind_of(name, trust_remote_code=config.trust_remote_code)
+    if saved == "cross-encoder" and wanted == "bi-encoder":
+        raise EmbedlossError(
+            "E302", f"'{name}' is a cross-encoder: it has a ranking head and gives no embeddings. Leave out --kind bi-encoder."
+        )
+    if wanted is not None or saved is None:
+        return wanted or spec.models[0]
+    if saved not in spec.models:
+        repair = " Type --kind cross-encoder to put a new ranking head on its transformer." if saved == "bi-encoder" else ""
+        raise EmbedlossError("E302", f"'{spec.name}' trains {trains}; '{name}' is a {saved}.{repair}")
+    return saved
+
+
 def texts_of(data: Any) -> list[str]:
     """All texts of a bound data set, row by row."""
     found: list[str] = []
@@ -158,18 +193,24 @@ def texts_of(data: Any) -> list[str]:
     return found
 
 
-def make_encoder(config: RunConfig, data: Any, kind: str) -> Encoder:
-    """The model of a run: loaded, or a new static encoder."""
-    from embedloss.encoders import load_encoder, new_static_encoder
+def make_encoder(config: RunConfig, data: Any, kind: str, num_classes: int | None = None, say: Say = print) -> Encoder:
+    """The model of a run: loaded, or a new static encoder, or a transformer with a new head of one output a class."""
+    from embedloss.encoders import kind_of, load_encoder, new_static_encoder
 
     if config.model.startswith("static"):
         return new_static_encoder(texts_of(data), seed=config.seed, **_static_arguments(config.model))
+    outputs = None
+    if kind == "cross-encoder" and kind_of(config.model, trust_remote_code=config.trust_remote_code) != "cross-encoder":
+        outputs = num_classes or 1
+        say(f"model\n  '{config.model}' has no ranking head: its transformer gets a new one, {outputs} output(s)")
     return load_encoder(
         config.model,
         kind=kind,
         max_length=config.max_length,
         pooling=config.pooling,
         trust_remote_code=config.trust_remote_code,
+        num_labels=outputs,
+        seed=config.seed,
     )
 
 
@@ -214,16 +255,17 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
 
     transformers.set_seed(config.seed)
     loss = create_loss(config.loss)
-    kind = config.kind or loss.spec.models[0]
-    if kind not in loss.spec.models:
-        raise EmbedlossError("E302", f"'{loss.spec.name}' trains {' and '.join(loss.spec.models)} models, not a {kind}.")
-    encoder = make_encoder(config, prepared.data, kind)
+    kind = prepared.kind or choose_kind(config, loss.spec)
+    encoder = make_encoder(config, prepared.data, kind, prepared.num_classes, say)
     prompts = dict(config.prompts)
     unknown = [role for role in prompts if role not in prepared.binding.format.roles]
     if unknown:
         raise EmbedlossError(
             "E401", f"prompt for the unknown role '{unknown[0]}'; the roles are {', '.join(prepared.binding.format.roles)}."
         )
+    query = prepared.binding.format.roles[0]
+    if kind == "cross-encoder" and any(role != query for role in prompts):
+        raise EmbedlossError("E401", f"a cross-encoder reads both texts at once: only '{query}' takes a prompt.")
     requirements = loss.requires()
     guides = {key: key if isinstance(key, Encoder) else load_encoder(key) for key in requirements.guides}
     step = TrainingStep(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embedloss.distributed import world
 from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
 from embedloss.encoders import Encoder, encode_chunks
 from embedloss.errors import EmbedlossError
@@ -48,6 +49,11 @@ class TrainingStep(nn.Module):
         if encoder.kind not in loss.spec.models:
             raise EmbedlossError(
                 "E302", f"'{loss.spec.name}' trains {' and '.join(loss.spec.models)} models; this is a {encoder.kind}."
+            )
+        outputs = encoder.dimension if encoder.kind == "cross-encoder" else 1
+        if outputs > 1 and all(f.label != "class" for f in loss.spec.data_formats()):
+            raise EmbedlossError(
+                "E302", f"'{loss.spec.name}' needs one score a pair; this cross-encoder has {outputs} outputs, one a class."
             )
         self.encoder, self.loss = encoder, loss
         self.requirements = loss.requires()
@@ -110,13 +116,13 @@ class TrainingStep(nn.Module):
         recompute = self.recompute and torch.is_grad_enabled()
         logits = encode_chunks(self.encoder, batch["chunks"], batch["order"], recompute=recompute)
         assert isinstance(logits, Tensor)
-        context = StepContext(self.seed, self.step)
+        context, processes = StepContext(self.seed, self.step), world()[1] if self.gather else 1
         if logits.ndim == 2 and logits.shape[1] > 1:
-            return Scores(logits, torch.ones_like(logits, dtype=torch.bool), context)
+            return Scores(logits, torch.ones_like(logits, dtype=torch.bool), context, processes)
         flat, owners, count = logits.reshape(-1), batch["owners"], batch["count"]
         sizes = torch.bincount(owners, minlength=count)
         width = int(sizes.max()) if len(owners) else 0
         place = owners * width + torch.arange(len(owners), device=flat.device) - (sizes.cumsum(0) - sizes)[owners]
         values = flat.new_zeros(count * width).index_copy(0, place, flat).view(count, width)
         mask = torch.zeros(count * width, dtype=torch.bool, device=flat.device).index_fill(0, place, True).view(count, width)
-        return Scores(values, mask, context)
+        return Scores(values, mask, context, processes)
