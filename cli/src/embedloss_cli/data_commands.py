@@ -38,7 +38,9 @@ def bind_best(
     else:
         bindings = fitting(kinds, mapping=mapping, drop=drop)
     reports = [(b, check_rows(dataset, b, plain_spec(b.format))) for b in bindings]
-    best = next((r for r in reports if not r[1].faults), reports[0])
+    clean = [r for r in reports if not r[1].faults] or reports[:1]
+    # Labels that are all 0 or 1 could be class ids as well; 0 and 1 is what they are.
+    best = next((r for r in clean if r[0].format.label == "binary" and r[0].columns == clean[0][0].columns), clean[0])
     return (*best, [b for b, report in reports if len(report.faults) <= len(best[1].faults)])
 
 

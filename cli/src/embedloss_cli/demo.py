@@ -56,11 +56,15 @@ def _key(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
 
 
-def source_files() -> dict[str, list[Path]]:
-    """Top-level module -> its source files, of the standard library and of installed packages; tests are left out."""
+def source_files(*roots: Path) -> dict[str, list[Path]]:
+    """Top-level module -> its source files; tests are left out.
+
+    Args:
+        roots: folders of modules; by default the standard library and the installed packages.
+    """
     found: dict[str, list[Path]] = {}
-    roots = dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    for root in (Path(r) for r in roots if r):
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    for root in dict.fromkeys(roots or (Path(path) for path in installed if path)):
         for file in sorted(root.rglob("*.py")):
             parts = file.relative_to(root).parts
             if _SKIPPED.intersection(parts) or any(part.startswith("test_") or part.endswith("_test.py") for part in parts):
@@ -75,8 +79,8 @@ def docstrings(file: Path) -> Iterator[str]:
         if file.stat().st_size > _FILE_BYTES:
             return
         source = file.read_bytes()
-        # Parsing is all the time this takes: leave out files with less than one docstring in 6 kB.
-        if (source.count(b'"""') + source.count(b"'''")) // 2 < max(1, len(source) // 6_000):
+        # Parsing is all the time this takes: leave out files with less than one docstring in 3 kB.
+        if (source.count(b'"""') + source.count(b"'''")) // 2 < max(1, len(source) // 3_000):
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes

@@ -82,10 +82,11 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Name or alias
         extra = {"parameters": known, "required": required, "doc": spec.doc, "example": spec.example or _example(spec)}
         print_json({**spec.to_json(), **extra})
         return
-    print(f"{spec.name}" + (f"  ({spec.field_name})" if spec.field_name else ""))
+    print(spec.name)
     print(wrapped(spec.summary, "  "))
     facts = [
         ("aliases", ", ".join(spec.aliases)),
+        ("class", spec.field_name),
         ("family", f"{spec.family} ({spec.distribution})"),
         ("takes", _takes(spec)),
         ("trains", " and ".join(spec.models)),
@@ -121,7 +122,7 @@ def _print_markdown(text: str) -> None:
 
     real = Console(width=width())
     buffer = io.StringIO()
-    console = Console(file=buffer, width=min(width(), 120), force_terminal=real.is_terminal, color_system=real.color_system)
+    console = Console(file=buffer, width=min(width(), 120), force_terminal=real.is_terminal, no_color=not real.color_system)
     console.print(Markdown(text, code_theme="ansi_light" if real.is_terminal else "default"))
     print("\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines()))
 
@@ -201,7 +202,7 @@ def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="Such as E1
         print_json({"code": key, "title": found.title, "text": found.text})
         return
     print(f"{key}: {found.title}\n")
-    print(wrapped(" ".join(found.text.split()), "", min(width(), 100)))
+    print(wrapped(" ".join(found.text.split()), "", min(width(), 100), hang=""))
 
 
 def register(app: typer.Typer) -> None:

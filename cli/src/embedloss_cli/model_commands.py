@@ -106,9 +106,8 @@ def evaluate(
     if not as_json:
         print(f"{data}: {len(dataset):,} rows")
         print(wrapped(binding.describe()))
-    from embedloss.evaluation import evaluate as measure
-
     from embedloss.encoders import load_encoder
+    from embedloss.evaluation import evaluate as measure
 
     metrics = measure(load_encoder(model), rows, binding.format.name, prompts=role_prompts)
     other = measure(load_encoder(compare), rows, binding.format.name, prompts=role_prompts) if compare else {}

@@ -449,7 +449,9 @@ def losses_for(columns: Mapping[str, str], limit: int = 5) -> list[str]:
         specs = list_losses()
     except EmbedlossError:
         return []
-    names = [s.name for s in specs if s.status == "stable" and fitting.intersection(s.format_names())]
+    # A cached name is the same loss with recomputation switched on.
+    specs = [s for s in specs if s.status == "stable" and not s.recompute]
+    names = [s.name for s in specs if fitting.intersection(s.format_names())]
     return names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
 
 
@@ -473,9 +475,14 @@ def fitting(columns: Mapping[str, str], *, mapping: Mapping[str, str] | None = N
     for name in drop:
         if name not in columns:
             raise EmbedlossError("E102", f"--drop {name}: there is no column '{name}'.{did_you_mean(name, columns)}")
-    _parse_mapping(columns, list(FORMATS.values()), mapping or {}, "any format")
+    kept = {name: kind for name, kind in columns.items() if name not in drop}
+    explicit = _parse_mapping(kept, list(FORMATS.values()), mapping or {}, "any format")
+    attempts = [_attempt(kept, f, explicit, False) for f in FORMATS.values() if _takes_all(f, explicit)]
+    best = min(attempts, key=lambda a: a.order(kept), default=None)
+    if best is not None and not best.missing and not best.missing_label:
+        raise _refusal(best, [best], kept, [best.format], best.format.name, explicit)
     lines = [
-        f"data: {_data_line({k: v for k, v in columns.items() if k not in drop})}",
+        f"data: {_data_line(kept)}",
         "`embedloss formats` lists the formats and the names of columns they know.",
         "Type --map role=column for other names, --drop column to leave one out, or --loss NAME to see what it lacks.",
     ]

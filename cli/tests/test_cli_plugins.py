@@ -1,0 +1,102 @@
+import pytest
+
+from embedloss.plugins import plugin_manager
+
+PLUGIN = """
+from embedloss import LossSpec, hookimpl
+from embedloss.loss import Loss
+
+SPEC = LossSpec(name="my-own", target="embedloss_local_{stem}:MyOwn", summary="mine", family="mine", formats=["pairs"])
+
+class MyOwn(Loss):
+    spec = SPEC
+    def __init__(self, margin: float = 0.5) -> None:
+        super().__init__()
+        self.margin = margin
+    def compute(self, emb, labels):
+        return emb.own("anchor").mean()
+
+@hookimpl
+def embedloss_register_losses():
+    return [SPEC]
+
+@hookimpl
+def embedloss_register_commands(app):
+    {body}
+"""
+COMMAND = """
+    @app.command()
+    def hello(name: str) -> None:
+        "Greet."
+        print("hello", name)
+"""
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    manager = plugin_manager()
+    before = list(manager.plugins)
+    yield
+    for plugin in [p for p in manager.plugins if p not in before]:
+        manager.unregister(plugin)
+
+
+@pytest.fixture
+def plugin(write):
+    return lambda body=COMMAND, name="my_plugin.py": write(name, PLUGIN.replace("{body}", body).replace("{stem}", name[:-3]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--plugin", "my_plugin.py", "show", "my-own"],
+        ["show", "my-own", "--plugin", "my_plugin.py"],
+        ["show", "--plugin=my_plugin.py", "my-own"],
+    ],
+)
+def test_a_file_before_or_after_the_command(run, plugin, arguments):
+    plugin()
+    result = run(*arguments)
+    assert (result.status, result.err) == (0, "")
+    assert "margin  default 0.5" in result.out
+
+
+def test_its_losses_are_listed_and_checked(run, plugin, write):
+    plugin()
+    write("a.jsonl", [{"anchor": "a", "positive": "b"}] * 3)
+    assert "my-own" in run("list", "--plugin", "my_plugin.py").out
+    result = run("check", "a.jsonl", "--loss", "my-own(margin=2)", "--plugin", "my_plugin.py")
+    assert (result.status, result.err) == (0, "")
+
+
+def test_its_commands(run, plugin):
+    plugin()
+    assert run("--plugin", "my_plugin.py", "hello", "you").out == "hello you\n"
+    assert "Greet." in run("--plugin", "my_plugin.py", "--help").out
+
+
+@pytest.mark.parametrize("body", ["    raise ValueError('no')\n", "    raise SystemExit(3)\n", "    app.no_such_method()\n"])
+def test_commands_that_cannot_be_added_are_reported_and_stop_nothing(run, plugin, body):
+    plugin(body)
+    result = run("--plugin", "my_plugin.py", "list")
+    assert result.status == 0
+    assert "my-own" in result.out
+    assert "its commands cannot be added" in result.err
+
+
+def test_a_command_added_before_the_failure_is_taken_back(run, plugin):
+    plugin(COMMAND + "\n    raise ValueError('no')\n")
+    assert run("--plugin", "my_plugin.py", "hello", "you").status == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [(None, "does not exist"), ("def (", "SyntaxError"), ("import nothing_like_it", "ModuleNotFoundError")]
+)
+def test_a_file_that_cannot_be_used(run, write, content, part):
+    if content is not None:
+        write("broken_plugin.py", content)
+    result = run("list", "--plugin", "broken_plugin.py")
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("E205: ")
+    assert part in result.err
+    assert "Traceback" not in result.err
