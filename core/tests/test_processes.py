@@ -42,7 +42,8 @@ for layer in encoder.model.encoder.layer:
 step = TrainingStep(encoder, Pooled(), recompute={recompute}, gather=True, seed=3)
 rank_count = int(__import__("os").environ.get("WORLD_SIZE", "1"))
 arguments = TrainingArguments(
-    output_dir={out!r}, max_steps=7, per_device_train_batch_size=16 // rank_count, save_steps=7, logging_steps=7, learning_rate=1e-3,
+    output_dir={out!r}, max_steps=7, per_device_train_batch_size=16 // rank_count, save_steps=7, logging_steps=7,
+    learning_rate=1e-3,
     report_to="none", disable_tqdm=True, seed=3, use_cpu=True, optim="sgd", max_grad_norm=1.0,
 )
 trainer = Trainer(step, arguments, train_dataset=t.pairs(37), collator=Collator(encoder.processor, step.loss, "pairs", 200))
@@ -79,3 +80,34 @@ def test_two_processes_equal_one(tmp_path, recompute):
     assert moved > 1e-4
     for name in one:
         assert float((one[name] - two[name]).abs().max()) < 1e-6, name
+
+
+DISAGREE = """
+import os, sys
+sys.path.insert(0, {path!r})
+import torch, test_training as t
+from embedloss import EmbedlossError
+
+t.plugin_manager().register(t._Plugin(), "test-training")
+rank = int(os.environ["RANK"])
+try:
+    t.make_trainer({model!r}, {out!r}, loss=t.Nce(start=2.0 + rank))
+except EmbedlossError as error:
+    print(error, flush=True)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_with_different_losses_are_refused(tmp_path):
+    tiny_bert(tmp_path / "model")
+    script = tmp_path / "disagree.py"
+    values = {"path": str(Path(__file__).parent), "model": str(tmp_path / "model"), "out": str(tmp_path / "out")}
+    script.write_text(DISAGREE.format(**values))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("E401: the processes train different losses:") == 2
+    assert "process 0: test_nce()" in done.stdout
+    assert "process 1: test_nce(start=3)" in done.stdout

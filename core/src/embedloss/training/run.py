@@ -71,7 +71,7 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     expression_specs(config.loss)  # a typing mistake answers before torch is loaded
     _check_folder(config)
     _check_model(config)
-    from embedloss.check import bind, bound_dataset, check_rows, column_kinds
+    from embedloss.check import Report, bind, bound_dataset, check_rows, class_ids, column_kinds, label_scale
     from embedloss.data import load_rows
 
     raw = load_rows(config.data)
@@ -80,22 +80,28 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     local = config.model.startswith("static") or Path(config.model).expanduser().is_dir()
     kind = choose_kind(config, loss.spec) if local else None  # a model of the hub is not loaded before the data is checked
 
-    def bound(data: Any) -> tuple[Any, Binding]:
+    def checked(rows: Any, sampler: str) -> tuple[Binding, Report]:
         binding = bind(
-            column_kinds(data),
+            column_kinds(rows),
             loss.spec.data_formats(),
             loss_name=loss.spec.name,
             any_format=loss.spec.any_format,
             mapping=config.map,
             drop=config.drop,
         )
-        check_rows(data, binding, loss.spec).raise_if_faulty()
-        return bound_dataset(data, binding), binding
+        report = check_rows(rows, binding, loss.spec, scale_labels=config.scale_labels, sampler=sampler)
+        report.raise_if_faulty()
+        return binding, report
 
-    data, binding = bound(raw)
+    binding, found = checked(raw, config.sampler)
+    scale = label_scale(found, loss.spec) if config.scale_labels else None
+    data = bound_dataset(raw, binding, scale=scale)
     prepared = Prepared(loss.spec.name, data, binding, kind=kind)
     if eval_raw is not None:
-        prepared.eval_data, prepared.eval_binding = bound(eval_raw)
+        prepared.eval_binding, _ = checked(eval_raw, "random")
+        # A classifier's outputs are numbered by the training data, and labels are scaled as there.
+        classes = class_ids(raw, binding) if binding.format.name == "pairs+class" else None
+        prepared.eval_data = bound_dataset(eval_raw, prepared.eval_binding, classes=classes, scale=scale)
     if binding.format.label == "class":
         values = data["label"][:]
         if not isinstance(values[0], list):
@@ -454,6 +460,8 @@ def batch_plan(trainer: Any, collator: Collator, config: RunConfig) -> str:
         lines.append(f"negatives per query: {joint - 1}" + (" (gathered)" if config.gather and processes > 1 else ""))
         if config.gradient_accumulation > 1:
             lines.append("note: gradient accumulation adds no in-batch negatives; a larger --batch-size with --recompute does")
+    if config.gather and processes == 1:
+        lines.append("note: --gather has no effect on one process")
     if sampler.short:
         lines.append(f"note: duplicates make {sampler.short} batches smaller than half of the batch size")
     if sampler.left_out:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from embedloss.adapters.models import wrap_model
 from embedloss.distributed import world
 from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
 from embedloss.encoders import Encoder, encode_chunks
@@ -23,7 +25,8 @@ class TrainingStep(nn.Module):
     Because the loss is a submodule, its own weights are synchronised, clipped, saved and resumed like the encoder's.
 
     Args:
-        encoder: the model that is trained.
+        encoder: the model that is trained: an `Encoder`, or an object that `embedloss.adapters.wrap_model` takes (a
+            SentenceTransformer, say), whose parameters are then trained; `step.encoder` is the encoder round it.
         loss: any loss or sum.
         recompute: keep the activations of one chunk only (same value and gradient, less memory, more time).
         gather: pool in-batch candidates over all processes.
@@ -35,7 +38,7 @@ class TrainingStep(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | nn.Module,
         loss: Loss,
         *,
         recompute: bool = False,
@@ -46,6 +49,7 @@ class TrainingStep(nn.Module):
         label_dimension: int | None = None,
     ) -> None:
         super().__init__()
+        encoder = encoder if isinstance(encoder, Encoder) else wrap_model(encoder)
         if encoder.kind not in loss.spec.models:
             raise EmbedlossError(
                 "E302", f"'{loss.spec.name}' trains {' and '.join(loss.spec.models)} models; this is a {encoder.kind}."
@@ -116,13 +120,5 @@ class TrainingStep(nn.Module):
         recompute = self.recompute and torch.is_grad_enabled()
         logits = encode_chunks(self.encoder, batch["chunks"], batch["order"], recompute=recompute)
         assert isinstance(logits, Tensor)
-        context, processes = StepContext(self.seed, self.step), world()[1] if self.gather else 1
-        if logits.ndim == 2 and logits.shape[1] > 1:
-            return Scores(logits, torch.ones_like(logits, dtype=torch.bool), context, processes)
-        flat, owners, count = logits.reshape(-1), batch["owners"], batch["count"]
-        sizes = torch.bincount(owners, minlength=count)
-        width = int(sizes.max()) if len(owners) else 0
-        place = owners * width + torch.arange(len(owners), device=flat.device) - (sizes.cumsum(0) - sizes)[owners]
-        values = flat.new_zeros(count * width).index_copy(0, place, flat).view(count, width)
-        mask = torch.zeros(count * width, dtype=torch.bool, device=flat.device).index_fill(0, place, True).view(count, width)
-        return Scores(values, mask, context, processes)
+        scores = Scores.by_row(logits, batch["owners"], batch["count"], StepContext(self.seed, self.step))
+        return replace(scores, processes=world()[1] if self.gather else 1)

@@ -95,6 +95,16 @@ class Trainer(transformers.Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        """E401 where processes were started with different losses: their gradients would be averaged all the same."""
+        if self.args.world_size > 1:
+            found: list[Any] = [None] * self.args.world_size
+            dist.all_gather_object(found, step_expression(self.step_module))
+            if len(set(found)) > 1:
+                shown = "\n".join(f"  process {i}: {expression}" for i, expression in enumerate(found))
+                raise EmbedlossError("E401", f"the processes train different losses:\n{shown}")
 
     @property
     def step_module(self) -> TrainingStep:
