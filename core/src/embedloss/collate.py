@@ -155,7 +155,8 @@ class Collator:
                     documents.append(text)
                     owners.append(i)
         batch["owners"] = torch.tensor(owners, dtype=torch.int64)
-        batch.update(self._plan(self.processor, self.processor.tokenize_pairs(queries, documents, self.prompts.get(roles[0], ""))))
+        items = self.processor.tokenize_pairs(queries, documents, self.prompts.get(roles[0], ""))
+        batch.update(self._plan(self.processor, items))
 
     def _token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         features = self.processor.pad(self.processor.tokenize(texts, ""))

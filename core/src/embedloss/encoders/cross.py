@@ -15,18 +15,57 @@ from embedloss.encoders.bi import model_inputs, save_transformer, text_config
 from embedloss.encoders.card import write_card
 from embedloss.encoders.folder import write_json, write_settings
 from embedloss.encoders.modules import ACTIVATIONS
-from embedloss.encoders.text import TextProcessor, Tokens
+from embedloss.encoders.text import UNLIMITED, TextProcessor, Tokens, pad_id
 from embedloss.errors import EmbedlossError
 
 
 class PairProcessor(TextProcessor):
     """Tokenises pairs of texts into one sequence each."""
 
+    _joins: bool | None = None
+
     def tokenize_pairs(self, queries: Sequence[str], documents: Sequence[str], prompt: str = "") -> list[Any]:
-        """One item a pair, cut to `max_length` tokens from the longer text's end; the prompt goes before the query."""
+        """One item a pair, cut to `max_length` tokens from the longer text's end; the prompt goes before the query.
+
+        Each distinct text is tokenised once where the tokenizer can join tokens afterwards: a query has many documents, and
+        with in-batch negatives a document has many queries.
+        """
         if not queries:
             return []
-        return [Tokens(ids, types) for ids, types in self._call([prompt + query for query in queries], list(documents))]
+        first, second = [prompt + query for query in queries], list(documents)
+        found = self._join(first, second) if self._can_join() else self._call(first, second)
+        return [Tokens(ids, types) for ids, types in found]
+
+    def _join(self, first: list[str], second: list[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """What `_call` gives, from texts that are tokenised once each."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        texts = list(dict.fromkeys([*first, *second]))
+        parts = dict(zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True))
+        if self.max_length < UNLIMITED:
+            backend.enable_truncation(self.max_length, direction=self.tokenizer.truncation_side)
+        typed = "token_type_ids" in self.tokenizer.model_input_names
+        made = []
+        for a, b in zip(first, second, strict=True):
+            joined = backend.post_process(parts[a], parts[b], True)
+            types = np.array(joined.type_ids, dtype=np.int32) if typed and any(joined.type_ids) else None
+            made.append((np.array(joined.ids or [pad_id(self.tokenizer)], dtype=np.int32), types))
+        return made
+
+    def _can_join(self) -> bool:
+        """Whether `_join` equals `_call`, tried once on a short and on a long pair; a tokenizer in Python cannot."""
+        if self._joins is None:
+            self._joins = False
+            if getattr(self.tokenizer, "backend_tokenizer", None) is not None:
+                length = min(self.max_length, 2048)
+                first, second = ["A b, c.", "Une  tête " * length], ["D'e f", "the other \u00e9 1 " * length]
+                same = zip(self._call(first, second), self._join(first, second), strict=True)
+                self._joins = all(
+                    np.array_equal(a, b) and (s is None) == (t is None) and (s is None or np.array_equal(s, t))
+                    for (a, s), (b, t) in same
+                )
+        return self._joins
 
 
 class CrossEncoder(Encoder):
