@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,21 @@ from embedloss.spec import LossSpec
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Binding", "Fault", "Report", "bind", "bound_dataset", "check_rows", "class_ids", "column_kinds", "losses_for"]
+    from embedloss.facts import Collector
+
+__all__ = [
+    "Binding",
+    "Fault",
+    "Report",
+    "bind",
+    "bound_dataset",
+    "check_rows",
+    "check_tables",
+    "class_ids",
+    "column_kinds",
+    "label_scale",
+    "losses_for",
+]
 
 _SHOWN_ROWS = 5
 
@@ -66,6 +80,7 @@ class Report:
         warnings: what is worth knowing.
         classes: name -> id, where classes are given by name; they are numbered in alphabetical order.
         label_span: lowest and highest label, where labels are numbers.
+        class_sizes: number of classes, rows of the smallest, median and largest, number of classes with a single row.
     """
 
     rows: int
@@ -73,6 +88,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     classes: dict[str, int] | None = None
     label_span: tuple[float, float] | None = None
+    class_sizes: dict[str, int] | None = None
 
     def raise_if_faulty(self) -> None:
         """One `EmbedlossError` that lists all faults; its code is the first one's."""
@@ -90,6 +106,7 @@ class Report:
             "warnings": self.warnings,
             "classes": self.classes,
             "label_span": list(self.label_span) if self.label_span else None,
+            "class_sizes": self.class_sizes,
         }
 
 
@@ -100,11 +117,13 @@ def table_of(dataset: datasets.Dataset) -> pa.Table:
     return table if dataset._indices is None else table.take(dataset._indices.column(0))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -112,13 +131,13 @@ def kind_of(kind: pa.DataType) -> str:
     """Kind of a column of that type: text, texts, int, float, floats, vectors, empty or other."""
     if pa.types.is_null(kind):
         return "empty"
-    if _is_text(kind):
+    if is_text(kind):
         return "text"
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
         return "int"
     if pa.types.is_floating(kind):
         return "float"
-    if _is_list(kind):
+    if is_list(kind):
         inner = kind_of(kind.value_type)
         return {"text": "texts", "int": "floats", "float": "floats", "floats": "vectors", "empty": "empty"}.get(inner, "other")
     return "other"
@@ -131,17 +150,17 @@ def column_kinds(dataset: datasets.Dataset) -> dict[str, str]:
     return {name: kind_of(schema.field(name).type) for name in dataset.column_names}
 
 
-def _column(table: pa.Table, name: str) -> pa.Array:
+def column_of(table: pa.Table, name: str) -> pa.Array:
     """One column as one array; offsets of 64 bits, so that no size of text overflows."""
     values = table[name]
     kind = values.type
-    if _is_text(kind):
+    if is_text(kind):
         values = values.cast(pa.large_string())
-    elif _is_list(kind):
+    elif is_list(kind):
         inner = kind.value_type
-        if _is_list(inner):
+        if is_list(inner):
             inner = pa.large_list(pa.float64())
-        elif _is_text(inner):
+        elif is_text(inner):
             inner = pa.large_string()
         elif pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner):
             inner = pa.float64()
@@ -162,33 +181,106 @@ def _blank(texts: pa.Array) -> pa.Array:
 
 
 class _Checker:
-    def __init__(self, table: pa.Table, binding: Binding, spec: LossSpec) -> None:
-        self.table, self.binding, self.spec = table, binding, spec
-        self.report = Report(table.num_rows)
+    """Looks at a data set chunk by chunk; what a message says about all rows is written in `finish`."""
 
-    def fault(self, code: str, message: str, column: str | None = None, where: Any = ()) -> None:
-        rows = np.unique(np.asarray(where, dtype=np.int64)) + 1
-        self.report.faults.append(Fault(code, message, column, tuple(int(r) for r in rows[:_SHOWN_ROWS]), len(rows)))
+    def __init__(self, binding: Binding, spec: LossSpec, scaled: bool, sampler: str) -> None:
+        self.binding, self.spec, self.scaled = binding, spec, scaled
+        self.grouped = (spec.sampler if sampler == "auto" else sampler) == "group-by-label"
+        self.report = Report(0)
+        self.table: pa.Table = pa.table({})
+        self.found: dict[tuple[str, str | None, str], tuple[str, list[int], int]] = {}
+        self.classes: dict[Any, list[int]] = {}  # class -> number of rows, first row
+        self.vector: tuple[int, int] | None = None  # size and row of the first vector
 
-    def run(self, scaled: bool) -> Report:
-        rows = self.table.num_rows
-        if rows < 2:
-            self.fault("E106", f"the data set has {rows} row{'s' * (rows != 1)}; at least two are needed.")
+    def fault(self, code: str, message: str, column: str | None = None, where: Any = (), key: str = "") -> None:
+        """Note a fault; rows are counted from 0 within the chunk. One message a key, that of the first chunk."""
+        rows = np.unique(np.asarray(where, dtype=np.int64)) + self.report.rows + 1
+        place = (code, column, key or message)
+        text, shown, count = self.found.get(place, (message, [], 0))
+        shown += [int(r) for r in rows[: _SHOWN_ROWS - len(shown)]]
+        self.found[place] = (text, shown, count + len(rows))
+
+    def add(self, table: pa.Table) -> None:
+        """Look at the next rows."""
+        self.table = table
         for role, columns in self.binding.columns.items():
             if len(columns) == 1:
                 self.texts(role, columns[0])
             else:
                 self.several(role, columns)
-        if self.binding.label:
-            self.label(self.binding.label, scaled)
-        return self.report
+        if self.binding.label and not self.binding.label_ignored:
+            self.label(self.binding.label)
+        self.report.rows += table.num_rows
+
+    def finish(self) -> Report:
+        """The report, with what can only be said about all rows."""
+        report = self.report
+        if report.rows < 2:
+            self.found = {
+                ("E106", None, "rows"): (
+                    f"the data set has {report.rows} row{'s' * (report.rows != 1)}; at least two are needed.",
+                    [],
+                    0,
+                ),
+                **self.found,
+            }
+        name = self.binding.label
+        kind = self.binding.format.label
+        if name and not self.binding.label_ignored:
+            if kind == "class":
+                self._finish_classes(name)
+            span = report.label_span
+            if span and span[0] == span[1] and kind in ("binary", "score", "margin"):
+                what = "to tell apart" if kind == "binary" else "to rank"
+                report.warnings.append(f"every label in '{name}' is {span[0]:g}; there is nothing {what}")
+        for (code, column, key), (message, rows, count) in self.found.items():
+            if key == "range":
+                assert report.label_span is not None
+                message = message.format(low=report.label_span[0], high=report.label_span[1])
+            report.faults.append(Fault(code, message, column, tuple(rows), count))
+        return report
+
+    def _finish_classes(self, name: str) -> None:
+        report = self.report
+        sizes = [count for count, _ in self.classes.values()]
+        if sizes:
+            report.class_sizes = {
+                "classes": len(sizes),
+                "smallest": min(sizes),
+                "median": int(np.median(sizes)),
+                "largest": max(sizes),
+                "single": sum(size == 1 for size in sizes),
+            }
+        if all(isinstance(value, str) for value in self.classes):
+            report.classes = {value: i for i, value in enumerate(sorted(self.classes))} if sizes else None
+        elif not any(key[2] in ("whole", "negative") for key in self.found):
+            high = max(float(value) for value in self.classes)
+            if len(self.classes) != high + 1:
+                missing = f"'{name}' holds {len(self.classes)} of the class ids 0 to {high:g}"
+                report.warnings.append(f"{missing}; a classifier has one output for each id")
+        if not self.grouped:
+            return
+        large = sum(size >= 2 for size in sizes)
+        if large < 2:
+            self.found["E106", name, "groups"] = (
+                f"'{self.spec.name}' needs two classes with two rows each; {large} of {len(sizes)} have them.",
+                [],
+                0,
+            )
+        elif large < len(sizes):
+            alone = sorted(row for count, row in self.classes.values() if count == 1)
+            self.found["E106", name, "groups"] = (
+                "the only row of its class; batches of this loss hold two rows of each class. Remove these rows.",
+                [row + 1 for row in alone[:_SHOWN_ROWS]],
+                len(alone),
+            )
 
     def texts(self, role: str, name: str) -> None:
-        values = _column(self.table, name)
+        values = column_of(self.table, name)
         null = _where(values.is_null())
         if len(null):
             self.fault("E104", "no value (null) where a text is needed. Repair or remove these rows.", name, null)
-        if not _is_list(values.type):
+        if not is_list(values.type):
             blank = _where(_blank(values))
             if len(blank):
                 self.fault("E104", "empty text. Repair or remove these rows.", name, blank)
@@ -209,7 +301,7 @@ class _Checker:
         """Columns that feed one list role: a missing text shortens the list, but one text must remain."""
         filled = np.zeros(self.table.num_rows, dtype=np.int64)
         for name in names:
-            values = _column(self.table, name)
+            values = column_of(self.table, name)
             blank = _where(_blank(values))
             if len(blank):
                 self.fault("E104", "empty text; write null where there is none.", name, blank)
@@ -218,31 +310,43 @@ class _Checker:
             self.fault("E104", f"no text for '{role}' in any of {', '.join(names)}.", None, without)
 
     # -- labels -------------------------------------------------------------------------------------------------------
-    def label(self, name: str, scaled: bool) -> None:
+    def label(self, name: str) -> None:
         kind = self.binding.format.label_kind
         assert kind is not None
-        values = _column(self.table, name)
+        values = column_of(self.table, name)
         null = _where(values.is_null())
         if len(null):
             self.fault("E105", f"no label (null); {kind.summary} needed.", name, null)
-        if _is_list(values.type):
+        if is_list(values.type):
             if kind.name == "embedding":
                 self.vectors(name, values)
             else:
                 self.candidates(name, values)
-        elif _is_text(values.type):
-            self.class_names(name, values)
+        elif is_text(values.type):
+            blank = _where(_blank(values))
+            if len(blank):
+                self.fault("E105", "an empty class name.", name, blank)
+            self.count_classes(values)
         else:
-            self.numbers(name, kind.name, values, scaled)
+            self.numbers(name, kind.name, values)
 
-    def class_names(self, name: str, values: pa.Array) -> None:
-        blank = _where(_blank(values))
-        if len(blank):
-            self.fault("E105", "an empty class name.", name, blank)
-        self.report.classes = _name_ids(values)
-        self.groups(name, values)
+    def count_classes(self, values: pa.Array) -> None:
+        known = values.drop_null()
+        if not len(known):
+            return
+        coded = known.dictionary_encode()
+        places = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
+        codes, first, counts = np.unique(coded.indices.to_numpy(zero_copy_only=False), return_index=True, return_counts=True)
+        for value, at, count in zip(coded.dictionary.take(pa.array(codes)).to_pylist(), first, counts, strict=True):
+            entry = self.classes.setdefault(value, [0, self.report.rows + int(places[at])])
+            entry[0] += int(count)
 
-    def numbers(self, name: str, kind: str, values: pa.Array, scaled: bool) -> None:
+    def widen(self, numbers: Any, finite: Any) -> None:
+        low, high = float(numbers[finite].min()), float(numbers[finite].max())
+        span = self.report.label_span
+        self.report.label_span = (min(low, span[0]), max(high, span[1])) if span else (low, high)
+
+    def numbers(self, name: str, kind: str, values: pa.Array) -> None:
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         known = _where(values.is_valid())
         infinite = known[~np.isfinite(numbers[known])]
@@ -251,68 +355,40 @@ class _Checker:
         finite = np.isfinite(numbers)
         if not finite.any():
             return
-        low, high = float(numbers[finite].min()), float(numbers[finite].max())
-        self.report.label_span = (low, high)
+        self.widen(numbers, finite)
         loss = self.spec.name
         if kind == "binary":
             bad = np.flatnonzero(finite & (numbers != 0) & (numbers != 1))
             if len(bad):
                 found = f"{numbers[bad[0]]:g}"
                 hint = " Write 0 instead of -1." if set(numbers[bad]) == {-1.0} else ""
-                self.fault("E105", f"the label is {found}; '{loss}' takes 0 or 1.{hint}", name, bad)
-            elif low == high:
-                self.report.warnings.append(f"every label in '{name}' is {low:g}; there is nothing to tell apart")
+                self.fault("E105", f"the label is {found}; '{loss}' takes 0 or 1.{hint}", name, bad, "binary")
         elif kind == "class":
             broken = np.flatnonzero(finite & (numbers != np.floor(numbers)))
             if len(broken):
-                self.fault(
-                    "E105", f"the label is {numbers[broken[0]]:g}; a class id is a whole number: 0, 1, 2, ...", name, broken
-                )
+                message = f"the label is {numbers[broken[0]]:g}; a class id is a whole number: 0, 1, 2, ..."
+                self.fault("E105", message, name, broken, "whole")
             negative = np.flatnonzero(finite & (numbers < 0))
             if len(negative):
-                self.fault(
-                    "E105",
-                    f"the class id is {numbers[negative[0]]:g}; ids begin at 0 (-1 often means unlabelled).",
-                    name,
-                    negative,
-                )
-            present = np.unique(numbers[finite])
-            if not len(broken) and not len(negative) and len(present) != high + 1:
-                self.report.warnings.append(
-                    f"'{name}' holds {len(present)} of the class ids 0 to {high:g}; a classifier has one output for each id"
-                )
-            self.groups(name, values)
+                message = f"the class id is {numbers[negative[0]]:g}; ids begin at 0 (-1 often means unlabelled)."
+                self.fault("E105", message, name, negative, "negative")
+            self.count_classes(pa.array(numbers, mask=~finite))
         else:
-            self.range(name, numbers, finite, scaled)
-            if low == high:
-                self.report.warnings.append(f"every label in '{name}' is {low:g}; there is nothing to rank")
+            self.range(name, numbers, finite)
 
-    def range(self, name: str, numbers: Any, finite: Any, scaled: bool, owner: Any = None) -> None:
-        if self.spec.label_range is None or scaled:
+    def range(self, name: str, numbers: Any, finite: Any, owner: Any = None) -> None:
+        if self.spec.label_range is None or self.scaled:
             return
         low, high = self.spec.label_range
         bad = np.flatnonzero(finite & ((numbers < low) | (numbers > high)))
         if len(bad):
-            found = f"{float(numbers[finite].min()):g} to {float(numbers[finite].max()):g}"
             self.fault(
                 "E105",
-                f"labels from {found}; '{self.spec.name}' takes {low:g} to {high:g}. "
+                f"labels from {{low:g}} to {{high:g}}; '{self.spec.name}' takes {low:g} to {high:g}. "
                 f"Type --scale-labels to map them linearly, or change the file.",
                 name,
                 bad if owner is None else owner[bad],
-            )
-
-    def groups(self, name: str, values: pa.Array) -> None:
-        """Batches of `group-by-label` need two classes with two rows each."""
-        if self.spec.sampler != "group-by-label":
-            return
-        counts = pc.value_counts(values.drop_null())
-        large = sum(c.as_py() >= 2 for c in counts.field("counts"))
-        if large < 2:
-            self.fault(
-                "E106",
-                f"'{self.spec.name}' needs two classes with two rows each; {large} of {len(counts)} have them.",
-                name,
+                "range",
             )
 
     def _count(self, role: str) -> Any:
@@ -320,8 +396,8 @@ class _Checker:
         names = self.binding.columns[role]
         total = np.zeros(self.table.num_rows, dtype=np.int64)
         for name in names:
-            values = _column(self.table, name)
-            if _is_list(values.type):
+            values = column_of(self.table, name)
+            if is_list(values.type):
                 total += pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
             else:
                 total += values.is_valid().to_numpy(zero_copy_only=False)
@@ -337,9 +413,8 @@ class _Checker:
         if len(wrong):
             i = wrong[0]
             texts = " and ".join(roles)
-            self.fault(
-                "E105", f"{lengths[i]} numbers for {wanted[i]} texts ({texts}); one number a text is needed.", name, wrong
-            )
+            message = f"{lengths[i]} numbers for {wanted[i]} texts ({texts}); one number a text is needed."
+            self.fault("E105", message, name, wrong, "lengths")
         owner = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
         inside = pc.list_flatten(values)
         numbers = inside.cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -348,20 +423,21 @@ class _Checker:
             self.fault("E105", "a value that is null, NaN or infinite in the list.", name, owner[bad])
         finite = np.isfinite(numbers)
         if finite.any():
-            self.report.label_span = (float(numbers[finite].min()), float(numbers[finite].max()))
-            self.range(name, numbers, finite, False, owner)
+            self.widen(numbers, finite)
+            self.range(name, numbers, finite, owner)
 
     def vectors(self, name: str, values: pa.Array) -> None:
         """Teacher vectors: one dimension in all rows, finite; one a row, or one a text."""
         owner = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
         inside = pc.list_flatten(values)
-        if _is_list(inside.type):
+        if is_list(inside.type):
             lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
             wanted = sum(self._count(role) for role in self.binding.columns)
             wrong = np.flatnonzero((lengths >= 0) & (lengths != wanted))
             if len(wrong):
                 i = wrong[0]
-                self.fault("E105", f"{lengths[i]} vectors for {wanted[i]} texts; one for all, or one for each.", name, wrong)
+                message = f"{lengths[i]} vectors for {wanted[i]} texts; one for all, or one for each."
+                self.fault("E105", message, name, wrong, "lengths")
             rows = owner
             sizes = pc.fill_null(pc.list_value_length(inside), 0).to_numpy(zero_copy_only=False)
             owner = owner[pc.list_parent_indices(inside).to_numpy(zero_copy_only=False)]
@@ -370,14 +446,15 @@ class _Checker:
             rows = np.arange(len(values))
             sizes = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
             rows, sizes = rows[sizes >= 0], sizes[sizes >= 0]
-        if len(sizes):
-            other = np.flatnonzero(sizes != sizes[0])
-            if sizes[0] == 0:
-                self.fault("E105", "an empty vector.", name, rows[np.flatnonzero(sizes == 0)])
-            elif len(other):
-                self.fault(
-                    "E105", f"a vector of {sizes[other[0]]} numbers; row {rows[0] + 1} has {sizes[0]}.", name, rows[other]
-                )
+        full = np.flatnonzero(sizes)
+        if self.vector is None and len(full):
+            self.vector = (int(sizes[full[0]]), self.report.rows + int(rows[full[0]]) + 1)
+        if self.vector is None:
+            if len(rows):
+                self.fault("E105", "an empty vector.", name, rows)
+        elif len(other := np.flatnonzero(sizes != self.vector[0])):
+            message = f"a vector of {sizes[other[0]]} numbers; row {self.vector[1]} has {self.vector[0]}."
+            self.fault("E105", message, name, rows[other], "dimension")
         numbers = inside.cast(pa.float64()).to_numpy(zero_copy_only=False)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
@@ -385,7 +462,13 @@ class _Checker:
 
 
 def check_rows(
-    dataset: datasets.Dataset, binding: Binding, spec: LossSpec, *, limit: int | None = None, scale_labels: bool = False
+    dataset: datasets.Dataset,
+    binding: Binding,
+    spec: LossSpec,
+    *,
+    limit: int | None = None,
+    scale_labels: bool = False,
+    sampler: str = "auto",
 ) -> Report:
     """Look at every row for what the loss cannot use. Raises nothing itself: see `Report.raise_if_faulty`.
 
@@ -395,9 +478,56 @@ def check_rows(
         spec: of the loss: label range, sampler.
         limit: look at the first rows only.
         scale_labels: labels will be scaled to the loss's range, so any finite one will do.
+        sampler: the batch sampler that is asked for; "auto" is the loss's own.
     """
     table = table_of(dataset)
-    return _Checker(table if limit is None else table.slice(0, limit), binding, spec).run(scale_labels)
+    return check_tables([table if limit is None else table.slice(0, limit)], binding, spec, scale_labels, sampler)
+
+
+def check_tables(
+    tables: Iterable[pa.Table],
+    binding: Binding,
+    spec: LossSpec,
+    scale_labels: bool = False,
+    sampler: str = "auto",
+    collector: Collector | None = None,
+) -> Report:
+    """As `check_rows`, for rows that come in chunks of any size; memory does not grow with their number.
+
+    Args:
+        tables: such as `chunks.Chunks`.
+        binding: from `bind`.
+        spec: of the loss.
+        scale_labels: labels will be scaled to the loss's range.
+        sampler: the batch sampler that is asked for.
+        collector: looks at the same rows; call its `finish` afterwards.
+    """
+    checker = _Checker(binding, spec, scale_labels, sampler)
+    for table in tables:
+        checker.add(table)
+        if collector is not None:
+            collector.add(table)
+    return checker.finish()
+
+
+def label_scale(report: Report, spec: LossSpec) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """From which range to which `bound_dataset` maps labels for `--scale-labels`; None where labels are no numbers.
+
+    The lowest and highest label of the data go to the ends of the loss's range. Where no label is negative and the loss
+    takes negative ones, they go to 0 and the upper end: a score of 0 says "unrelated", not "opposite".
+
+    Raises:
+        EmbedlossError: E105 if the loss takes labels of any range, or all labels are equal.
+    """
+    if report.label_span is None:
+        return None
+    if spec.label_range is None:
+        raise EmbedlossError("E105", f"'{spec.name}' takes labels of any range; leave out --scale-labels.")
+    low, high = report.label_span
+    if low == high:
+        raise EmbedlossError("E105", f"every label is {low:g}; there is no range to scale from.")
+    to_low, to_high = spec.label_range
+    return (low, high), (0.0 if low >= 0 > to_low else float(to_low), float(to_high))
 
 
 # -- the data set that is trained on ----------------------------------------------------------------------------------
@@ -413,8 +543,8 @@ def class_ids(dataset: datasets.Dataset, binding: Binding) -> dict[str, int] | N
     """
     if binding.format.label != "class" or binding.label is None:
         return None
-    values = _column(table_of(dataset), binding.label)
-    return _name_ids(values) if _is_text(values.type) else None
+    values = column_of(table_of(dataset), binding.label)
+    return _name_ids(values) if is_text(values.type) else None
 
 
 def bound_dataset(
@@ -464,9 +594,9 @@ def _texts(table: pa.Table, names: Sequence[str]) -> pa.Array:
         rows = zip(*(table[name].to_pylist() for name in names), strict=True)
         return pa.array([[text for text in row if text is not None] for row in rows], pa.list_(pa.string()))
     values = table[names[0]]
-    if _is_list(values.type):
+    if is_list(values.type):
         return values.cast(pa.list_(pa.string())) if pa.types.is_fixed_size_list(values.type) else values
-    single = _column(table, names[0])
+    single = column_of(table, names[0])
     return pa.LargeListArray.from_arrays(np.arange(len(single) + 1), single)
 
 
@@ -477,9 +607,9 @@ def _labels(
     scale: tuple[tuple[float, float], tuple[float, float]] | None,
 ) -> tuple[pa.Array, list[str] | None]:
     assert binding.label is not None
-    values = _column(table, binding.label)
+    values = column_of(table, binding.label)
     kind = binding.format.label
-    if _is_text(values.type):
+    if is_text(values.type):
         ids = dict(classes) if classes is not None else _name_ids(values)
         for i, name in enumerate(values.to_pylist()):
             if name not in ids:
@@ -488,14 +618,18 @@ def _labels(
         names = sorted(ids, key=lambda name: ids[name])
         contiguous = [ids[name] for name in names] == list(range(len(names)))
         return pa.array([ids[name] for name in values.to_pylist()], pa.int64()), names if contiguous else None
-    if _is_list(values.type):
-        return values, None
+    if is_list(values.type):
+        if scale is None or kind == "embedding":
+            return values, None
+        inside = pa.array(_scaled(pc.list_flatten(values), scale))
+        return pa.LargeListArray.from_arrays(values.offsets, inside), None  # no null lists after `check_rows`
     if kind in ("class", "binary"):
         return values.cast(pa.float64(), safe=False).cast(pa.int64()), None
-    numbers = values.cast(pa.float64(), safe=False)
-    if scale is not None:
-        (low, high), (to_low, to_high) = scale
-        factor = (to_high - to_low) / (high - low) if high > low else 0.0
-        scaled = to_low + (numbers.to_numpy(zero_copy_only=False) - low) * factor
-        numbers = pa.array(np.clip(scaled, to_low, to_high))  # rounding must not leave the range
-    return numbers, None
+    return values.cast(pa.float64(), safe=False) if scale is None else pa.array(_scaled(values, scale)), None
+
+
+def _scaled(values: pa.Array, scale: tuple[tuple[float, float], tuple[float, float]]) -> Any:
+    (low, high), (to_low, to_high) = scale
+    numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    factor = (to_high - to_low) / (high - low) if high > low else 0.0
+    return np.clip(to_low + (numbers - low) * factor, to_low, to_high)  # rounding must not leave the range

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from embedloss import data
+from embedloss.check import is_text, kind_of, table_of
 from embedloss.errors import EmbedlossError
 
 ROWS = 10_000  # of a chunk
@@ -43,8 +44,6 @@ class Chunks:
         except OSError:
             streams = False
         if not streams:
-            from embedloss.check import table_of
-
             self._table = table_of(data.load_rows(source, split))
 
     @property
@@ -61,8 +60,6 @@ class Chunks:
 
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column, as `check.column_kinds`."""
-        from embedloss.check import kind_of
-
         return {field.name: kind_of(field.type) for field in self.schema}
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -102,7 +99,7 @@ class Chunks:
             arrays = []
             for name, column in zip(header, zip(*block, strict=True), strict=True):
                 field = self._schema.field(name) if self._schema is not None else None
-                if field is not None and data_is_text(field.type):
+                if field is not None and is_text(field.type):
                     arrays.append(pa.array(column))
                 elif not any(cell.strip() for cell in column):
                     arrays.append(pa.nulls(len(column)))
@@ -145,11 +142,6 @@ class Chunks:
         if self._suffix in (".csv", ".tsv"):  # a column of blanks is a text in CSV
             types = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
         return pa.schema(types)
-
-
-def data_is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds texts."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _union(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
