@@ -84,3 +84,18 @@ def build(session: nox.Session) -> None:
     wheels = [str(w) for w in sorted(dist.glob("*.whl"))]
     session.run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, *wheels, external=True)
     session.run(str(fresh / "bin" / "embedloss"), "list", external=True)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the generated pages and build the site, strictly."""
+    install(session, *DISTRIBUTIONS, extra=["mkdocs-material"])
+    session.run("python", "docs/generate.py")
+    session.run("mkdocs", "build", "--strict", "--site-dir", "site")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory beside sentence-transformers. Arguments after --: --quick, --data FOLDER, --write FILE."""
+    install(session, *DISTRIBUTIONS, extra=PEER)
+    session.run("python", "tests/bench/run.py", *session.posargs)

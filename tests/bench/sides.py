@@ -14,7 +14,6 @@ import os
 import resource
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -54,6 +53,7 @@ def settings(options: argparse.Namespace, out: str) -> dict[str, Any]:
 
 def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
     import numpy as np
+
     from embedloss import create_loss, load_encoder
     from embedloss.collate import Collator
     from embedloss.samplers import EpochSampler
