@@ -62,7 +62,7 @@ class PairProcessor(TextProcessor):
                 first, second = ["A b, c.", "Une  tête " * length], ["D'e f", "the other \u00e9 1 " * length]
                 same = zip(self._call(first, second), self._join(first, second), strict=True)
                 self._joins = all(
-                    np.array_equal(a, b) and (s is None) == (t is None) and (s is None or np.array_equal(s, t))
+                    np.array_equal(a, b) and (s is None) == (t is None) and (s is None or t is None or np.array_equal(s, t))
                     for (a, s), (b, t) in same
                 )
         return self._joins
