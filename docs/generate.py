@@ -50,7 +50,8 @@ def loss_page(spec: LossSpec) -> str:
         ("labels", f"{spec.label_range[0]:g} to {spec.label_range[1]:g}" if spec.label_range else ""),
         ("paper", spec.citation),
     ]
-    call = ", ".join(str(p).split(":")[0] if p.default is p.empty else f"{k}={p.default!r}" for k, p in parameters_of(spec).items())
+    parameters = parameters_of(spec).items()
+    call = ", ".join(k if p.default is p.empty else f"{k}={p.default!r}" for k, p in parameters)
     status = f"\n**Deprecated.** Use `{spec.deprecated_by}` instead.\n" if spec.deprecated_by else ""
     return (
         f"{NOTE}# {spec.name}\n\n{spec.summary[:1].upper()}{spec.summary[1:]}.\n{status}\n"
@@ -102,15 +103,15 @@ def cli_page() -> str:
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 
     def help_of(*command: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "embedloss_cli", *command, "--help"], capture_output=True, text=True, env=environment, check=True
-        )
+        words = [sys.executable, "-m", "embedloss_cli", *command, "--help"]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
         return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
-    from embedloss_cli.__main__ import app
     from typer.main import get_command
 
-    commands = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+    from embedloss_cli.app import build_app
+
+    commands = sorted(get_command(build_app(with_plugins=False)).commands)  # type: ignore[attr-defined]
     parts = [f"## {name}\n\n```text\n{help_of(name)}\n```\n" for name in commands]
     return f"{NOTE}# Command line\n\n```text\n{help_of()}\n```\n\n" + "\n".join(parts)
 

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+
 from embedloss import list_losses
 
 ROOT = Path(__file__).parents[1]

@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+
 from embedloss import TrainingStep, create_loss, load_encoder
 from embedloss.collate import Collator, Keyed
 from embedloss.testing.models import SENTENCES, tiny_bert

@@ -85,8 +85,8 @@ def main() -> None:
                 ratios["recompute" if recompute else "plain"].append(speed)
                 lines.append(
                     f"| {name} | {'recompute' if recompute else 'plain'} {batch} | {middle['pairs_per_second'][0]:.1f} | "
-                    f"{middle['pairs_per_second'][1]:.1f} | {speed:.2f} | {middle['peak_mb'][0]:,.0f} | {middle['peak_mb'][1]:,.0f} | "
-                    f"{memory:.2f} | {gap:.0e} |"
+                    f"{middle['pairs_per_second'][1]:.1f} | {speed:.2f} | "
+                    f"{middle['peak_mb'][0]:,.0f} | {middle['peak_mb'][1]:,.0f} | {memory:.2f} | {gap:.0e} |"
                 )
                 print(lines[-1], flush=True)
         for kind, found in ratios.items():
@@ -95,9 +95,9 @@ def main() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         header = (
             "# Benchmarks\n\nTraining beside sentence-transformers 6.2.0, each run in a fresh process, in turn; median of "
-            f"{rounds} round(s). MiniLM, the same rows in the same order, AdamW, float32, dropout off, texts cut at 256 tokens; "
-            "peak memory is the process's largest resident size. The last column is the largest difference of the losses of a "
-            f"step.\n\n```text\npython tests/bench/run.py{' --quick' if options.quick else ''}   # commit {commit}, "
+            f"{rounds} round(s). MiniLM, the same rows in the same order, AdamW, float32, dropout off, texts cut at 256 "
+            "tokens; peak memory is the process's largest resident size. The last column is the largest "
+            f"difference of a step's losses.\n\n```text\npython tests/bench/run.py{' --quick' if options.quick else ''}   # commit {commit}, "
             f"{platform.machine()}, {platform.python_version()}\n```\n\n"
             "| data | kind, batch | pairs/s | peer's | speed | peak MB | peer's | memory | losses differ |\n"
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"

@@ -2,8 +2,8 @@
 
     python sides.py ours --model FOLDER --data pairs.jsonl --columns query,positive --batch 64 --steps 8 [--recompute]
 
-Both sides use their real trainer, the same rows in the same order, AdamW with the same settings, float32, dropout off (the model
-folder says so) and texts cut at 256 tokens.
+Both sides use their real trainer, the same rows in the same order, AdamW with the same settings, float32, dropout off (the
+model folder says so) and texts cut at 256 tokens.
 """
 
 from __future__ import annotations

