@@ -27,6 +27,20 @@ SETS = {
     "nli": ("nli/triplets.jsonl", "anchor,positive"),
 }
 
+HEADER = """# Benchmarks
+
+Training beside sentence-transformers 6.2.0, each run in a fresh process, in turn; median of {rounds} round(s). MiniLM, the same
+rows in the same order, AdamW, float32, dropout off, texts cut at 256 tokens. Peak memory is the process's largest resident size.
+The last column is the largest difference of a step's losses.
+
+```text
+{command}   # {machine}
+```
+
+| data | kind, batch | pairs/s | peer's | speed | peak MB | peer's | memory | losses differ |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
 
 def model_without_dropout(folder: Path) -> str:
     """MiniLM with dropout off, so that both sides compute the same losses."""
@@ -93,15 +107,9 @@ def main() -> None:
             print(f"geometric mean of speed, {kind}: {math.exp(statistics.fmean(map(math.log, found))):.2f}")
     if options.write:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        header = (
-            "# Benchmarks\n\nTraining beside sentence-transformers 6.2.0, each run in a fresh process, in turn; median of "
-            f"{rounds} round(s). MiniLM, the same rows in the same order, AdamW, float32, dropout off, texts cut at 256 "
-            "tokens; peak memory is the process's largest resident size. The last column is the largest "
-            f"difference of a step's losses.\n\n```text\npython tests/bench/run.py{' --quick' if options.quick else ''}   # commit {commit}, "
-            f"{platform.machine()}, {platform.python_version()}\n```\n\n"
-            "| data | kind, batch | pairs/s | peer's | speed | peak MB | peer's | memory | losses differ |\n"
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        )
+        command = "python tests/bench/run.py" + (" --quick" if options.quick else "")
+        machine = f"commit {commit}, {platform.machine()}, Python {platform.python_version()}"
+        header = HEADER.format(rounds=rounds, command=command, machine=machine)
         Path(options.write).write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
 
 
