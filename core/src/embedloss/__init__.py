@@ -14,6 +14,7 @@ from embedloss.hookspecs import hookimpl
 from embedloss.spec import LossSpec
 
 if TYPE_CHECKING:
+    from embedloss.adapters import for_sentence_transformers, from_sentence_transformers_loss
     from embedloss.embeddings import Embeddings
     from embedloss.encoders import Encoder, load_encoder
     from embedloss.loss import Loss, LossOutput, Modifier, ScoreLoss
@@ -31,6 +32,8 @@ _LAZY = {
     "Modifier": "embedloss.loss",
     "ScoreLoss": "embedloss.loss",
     "create_loss": "embedloss.registry",
+    "for_sentence_transformers": "embedloss.adapters",
+    "from_sentence_transformers_loss": "embedloss.adapters",
     "list_losses": "embedloss.registry",
     "Trainer": "embedloss.training",
     "TrainingArguments": "embedloss.training",
@@ -51,7 +54,9 @@ __all__ = [
     "TrainingStep",
     "__version__",
     "create_loss",
+    "for_sentence_transformers",
     "formats",
+    "from_sentence_transformers_loss",
     "hookimpl",
     "list_losses",
     "load_encoder",

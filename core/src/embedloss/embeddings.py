@@ -354,5 +354,25 @@ class Scores:
             values = values[:, None]
         return cls(values, torch.ones_like(values, dtype=torch.bool) if mask is None else mask)
 
+    @classmethod
+    def by_row(cls, logits: Tensor, owners: Tensor, rows: int, context: StepContext) -> Scores:
+        """Scores from the logits of pairs.
+
+        Args:
+            logits: (pairs, 1) or (pairs,), then padded with 0 to (rows, most pairs of a row); or (pairs, classes), kept.
+            owners: (pairs,) the row of each pair, ascending.
+            rows: number of rows.
+            context: of the step.
+        """
+        if logits.ndim == 2 and logits.shape[1] > 1:
+            return cls(logits, torch.ones_like(logits, dtype=torch.bool), context)
+        flat = logits.reshape(-1)
+        sizes = torch.bincount(owners, minlength=rows)
+        width = int(sizes.max()) if len(owners) else 0
+        place = owners * width + torch.arange(len(owners), device=flat.device) - (sizes.cumsum(0) - sizes)[owners]
+        values = flat.new_zeros(rows * width).index_copy(0, place, flat).view(rows, width)
+        mask = torch.zeros(rows * width, dtype=torch.bool, device=flat.device).index_fill(0, place, True).view(rows, width)
+        return cls(values, mask, context)
+
     def __len__(self) -> int:
         return len(self.values)

@@ -536,12 +536,16 @@ class WeightedSum(Loss):
 
     def compute(self, emb: Embeddings, labels: Any) -> LossOutput:
         """The weighted sum of all terms on the same embeddings."""
-        parts = []
+        return LossOutput.weighted(self.weighted_terms(emb, labels))
+
+    def weighted_terms(self, emb: Embeddings | Scores, labels: Any) -> list[tuple[float | Tensor, str, LossOutput]]:
+        """(weight at this step, name, output) of every term; labels go to the terms that take any."""
+        parts: list[tuple[float | Tensor, str, LossOutput]] = []
         for weight, loss in self.terms:
             value = weight.at(emb.context.step) if isinstance(weight, Schedule) else weight
             takes_labels = any(f.label for f in loss.spec.data_formats())
             parts.append((value, loss.spec.name, loss(emb, labels if takes_labels else None)))
-        return LossOutput.weighted(parts)
+        return parts
 
     def to_expression(self) -> str:
         """`0.5 * a() + b()`."""
