@@ -85,6 +85,8 @@ def evaluate(
 ) -> None:
     """Measure a model on a data set; the metrics follow from its format.
 
+    On lists of documents the given order, a random one and BM25 stand beside it.
+
     Example: embedloss evaluate runs/a test.jsonl --compare runs/untrained
     """
     from embedloss.check import bound_dataset
@@ -108,20 +110,41 @@ def evaluate(
         print(wrapped(binding.describe()))
     from embedloss.encoders import load_encoder
     from embedloss.evaluation import evaluate as measure
+    from embedloss.evaluation import list_baselines
 
     metrics = measure(load_encoder(model), rows, binding.format.name, prompts=role_prompts)
     other = measure(load_encoder(compare), rows, binding.format.name, prompts=role_prompts) if compare else {}
+    baselines = list_baselines(rows) if binding.format.name == "listwise" else {}
     if as_json:
         found = {"model": model, "data": data, "rows": len(dataset), "format": binding.format.name, "metrics": metrics}
+        if baselines:
+            found["baselines"] = baselines
         print_json({**found, "compare": {"model": compare, "metrics": other}} if compare else found)
         return
     print()
+    if baselines:
+        print(orders({**baselines, **({compare: other} if compare else {}), model: metrics}))
+        if "BM25" not in baselines:
+            print(wrapped("\nBM25 is not measured: pip install 'embedloss[bm25]'"))
+        return
     if not compare:
         print(columns([(name, number(value)) for name, value in metrics.items()]))
         return
     from embedloss.training.report import table
 
     print(table(["metric", compare, model], [[name, number(other[name]), number(value)] for name, value in metrics.items()]))
+
+
+def orders(found: dict[str, dict[str, float]]) -> str:
+    """One line an order of the documents, one column a metric; lists of equal grades have no right order."""
+    from embedloss.training.report import table
+
+    first = next(iter(found.values()))
+    names = [name for name in first if name != "lists_excluded"]
+    shown = table(["order", *names], [[who, *(number(values[name]) for name in names)] for who, values in found.items()])
+    if "lists_excluded" not in first:
+        return shown
+    return f"{shown}\n\n{first['lists_excluded']:,.0f} lists are left out: all their grades are equal"
 
 
 def encode(
