@@ -214,10 +214,15 @@ def main() -> None:
     if not names.is_file():
         names.write_text(json.dumps(make_data(Path(options.data), work, teacher)))
     files = json.loads(names.read_text())
+    finished = work / "finished.json"  # what an interrupted table has already
+    done: dict[str, str] = json.loads(finished.read_text()) if finished.is_file() else {}
     before: dict[str, dict[str, float]] = {}
     lines = []
     for expression, data, test, metric, more in CASES:
         if options.only and not any(expression.startswith(o.replace("-", "_")) for o in options.only.split(",")):
+            continue
+        if expression in done:
+            lines.append(done[expression])
             continue
         if test not in before:
             before[test] = metrics(start, files[test])
@@ -236,6 +241,9 @@ def main() -> None:
             cells = ["-", "failed", "-"]
         lines.append(f"| `{expression.replace('{teacher}', 'MINILM')}` | {data} | {test} | {metric} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
+        if "failed" not in cells:
+            finished.write_text(json.dumps({**done, expression: lines[-1]}))
+            done[expression] = lines[-1]
     if options.table:
         header = "| loss | trained on | measured on | metric | before | after | time |\n" + "| --- " * 7 + "|\n"
         Path(options.table).parent.mkdir(parents=True, exist_ok=True)
