@@ -30,8 +30,8 @@ SETS = {
 HEADER = """# Benchmarks
 
 Training beside sentence-transformers 6.2.0, each run in a fresh process, in turn; median of {rounds} round(s). MiniLM, the
-same rows in the same order, AdamW, float32, dropout off, texts cut at 256 tokens. Peak memory is the process's largest resident size.
-The last column is the largest difference of a step's losses.
+same rows in the same order, AdamW, float32, dropout off, texts cut at 256 tokens. Peak memory is the process's largest
+resident size. The last column is the largest difference of a step's losses.
 
 ```text
 {command}   # {machine}
