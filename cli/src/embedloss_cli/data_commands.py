@@ -49,55 +49,72 @@ def check(
     loss: Annotated[
         str | None, typer.Option("--loss", metavar="EXPR", help="The loss to train, such as mnrl(scale=20).")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Count the tokens that this model would read.")
+    ] = None,
+    eval_data: Annotated[
+        str | None, typer.Option("--eval-data", metavar="DATA", help="Check it too, and what both have in common.")
+    ] = None,
     mapping: Map = None,
     drop: Drop = None,
     scale_labels: Annotated[bool, typer.Option("--scale-labels", help="Labels will be scaled to the loss's range.")] = False,
+    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help="The batch sampler of the run.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check a data set: format, roles, labels, and all faults with their rows.
+    """Check a data set: format, roles, labels, repeated texts, and all faults with their rows.
 
     Exits with 1 where training would be refused.
 
-    Example: embedloss check pairs.jsonl --loss mnrl
+    Examples:
+    embedloss check pairs.jsonl --loss mnrl
+
+    embedloss check pairs.jsonl --eval-data dev.jsonl --model M
     """
-    from embedloss.data import load_rows
+    from embedloss.examine import examine, token_counter
+    from embedloss.registry import list_losses
 
     roles = pairs(mapping, "--map")
+    spec = None
     if loss:
-        from embedloss.registry import expression_specs
+        from embedloss.registry import create_loss, expression_specs
 
-        expression_specs(loss)  # before anything is read
-    dataset = load_rows(data)
-    if loss:
-        from embedloss.check import bind, check_rows, column_kinds
-        from embedloss.registry import create_loss
-
+        expression_specs(loss)  # before torch is loaded
         spec = create_loss(loss).spec
-        binding = bind(
-            column_kinds(dataset),
-            spec.data_formats(),
-            loss_name=spec.name,
-            any_format=spec.any_format,
-            mapping=roles,
-            drop=drop or (),
-        )
-        report = check_rows(dataset, binding, spec, scale_labels=scale_labels)
-        others: list[Any] = []
-        takers = []
-    else:
-        from embedloss.registry import list_losses
-
-        binding, report, bindings = bind_best(dataset, roles, drop or [])
-        others = [b for b in bindings if b is not binding]
-        names = {b.format.name for b in bindings}
-        takers = [s.name for s in list_losses() if s.status == "stable" and names.intersection(s.format_names())]
+    tokenizer, longest = token_counter(model) if model else (None, 0)
+    found = examine(
+        data,
+        spec=spec,
+        mapping=roles,
+        drop=drop or (),
+        scale_labels=scale_labels,
+        sampler=sampler,
+        eval_data=eval_data,
+        tokenizer=tokenizer,
+        max_length=longest,
+    )
+    binding, report, facts = found.binding, found.report, found.facts
+    fewest = len(report.faults)
+    others = [r.binding for r in found.readings[1:] if len(r.report.faults) <= fewest]
+    names = {binding.format.name, *(b.format.name for b in others)}
+    takers = [s.name for s in list_losses() if s.status == "stable" and names.intersection(s.format_names()) and spec is None]
+    wrong = bool(report.faults) or (found.evaluation is not None and bool(found.evaluation.report.faults))
     if as_json:
-        fitting_formats = [binding.format.name, *(b.format.name for b in others)]
-        print_json(
-            {"data": data, "binding": binding.to_json(), "formats": fitting_formats, "losses": takers, **report.to_json()}
-        )
-        raise typer.Exit(1 if report.faults else 0)
-    print(f"{data}: {len(dataset):,} rows")
+        document = {
+            "data": data,
+            "binding": binding.to_json(),
+            "formats": [binding.format.name, *(b.format.name for b in others)],
+            "losses": takers,
+            **report.to_json(),
+            "warnings": [*report.warnings, *found.notes],
+            "facts": facts.to_json(),
+            "refused": wrong,
+        }
+        if found.evaluation is not None:
+            evaluation = found.evaluation
+            document["evaluation"] = {"data": eval_data, "binding": evaluation.binding.to_json(), **evaluation.report.to_json()}
+        print_json(document)
+        raise typer.Exit(1 if wrong else 0)
+    print(f"{data}: {report.rows:,} rows")
     print(wrapped(binding.describe()))
     if report.classes:
         shown = ", ".join(f"{name}={i}" for name, i in list(report.classes.items())[:6])
@@ -106,15 +123,31 @@ def check(
         )
     elif report.label_span:
         print(f"labels from {report.label_span[0]:g} to {report.label_span[1]:g}")
-    for warning in report.warnings:
+    for role, lengths in facts.characters.items():
+        text = f"{role}: {_span(lengths)} characters"
+        if role in facts.tokens:
+            text += f", {_span(facts.tokens[role])} tokens"
+        if role in facts.texts_per_row:
+            text += f"; {_span(facts.texts_per_row[role])} texts a row"
+        print(wrapped(text))
+    for warning in [*report.warnings, *found.notes]:
         print(wrapped(f"note: {warning}"))
     if others:
         print(wrapped(f"It also fits: {', '.join(b.format.name for b in others)}"))
     report.raise_if_faulty()
+    if found.evaluation is not None:
+        print(f"{eval_data}: {found.evaluation.report.rows:,} rows, {found.evaluation.binding.format.name}")
+        found.evaluation.report.raise_if_faulty()
     if takers:
         print(wrapped(f"Losses that take it: {', '.join(takers)}"))
     elif loss:
         print("No fault found.")
+
+
+def _span(lengths: dict[str, float]) -> str:
+    if lengths["min"] == lengths["max"]:
+        return f"{lengths['min']:,}"
+    return f"{lengths['min']:,} to {lengths['max']:,} (median {lengths['median']:,})"
 
 
 def demo_data(

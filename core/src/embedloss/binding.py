@@ -487,3 +487,35 @@ def fitting(columns: Mapping[str, str], *, mapping: Mapping[str, str] | None = N
         "Type --map role=column for other names, --drop column to leave one out, or --loss NAME to see what it lacks.",
     ]
     raise EmbedlossError("E102", "\n  ".join(["the columns make none of the known formats.", *lines]))
+
+
+def fitting_loosely(
+    columns: Mapping[str, str], *, mapping: Mapping[str, str] | None = None, drop: Sequence[str] = ()
+) -> list[tuple[Binding, tuple[str, ...]]]:
+    """As `fitting`, but columns that mean nothing known, and second labels, are left out; each with what is left out.
+
+    Args:
+        columns: name -> kind.
+        mapping: role -> column.
+        drop: columns to leave out in any case.
+    """
+    try:
+        return [(binding, tuple(drop)) for binding in fitting(columns, mapping=mapping, drop=drop)]
+    except EmbedlossError as error:
+        refusal = error
+    kept = {name: kind for name, kind in columns.items() if name not in drop}
+    explicit = _parse_mapping(kept, list(FORMATS.values()), mapping or {}, "any format")
+    found = []
+    for fmt in FORMATS.values():
+        if not _takes_all(fmt, explicit):
+            continue
+        attempt = _attempt(kept, fmt, explicit, False)
+        if attempt.missing or attempt.missing_label or attempt.wrong or (attempt.extra_labels and not fmt.label):
+            continue
+        extra = [c for c in attempt.extra_texts if not is_known_name(c)]
+        if len(extra) == len(attempt.extra_texts):
+            out = (*drop, *extra, *attempt.extra_labels)
+            found.append((attempt.order(kept), (bind(columns, [fmt], loss_name=fmt.name, mapping=mapping, drop=out), out)))
+    if not found:
+        raise refusal
+    return [entry for _, entry in sorted(found, key=lambda item: item[0])]
