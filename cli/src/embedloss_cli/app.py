@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from embedloss_cli import conformance, data_commands, list_commands, model_commands, new, train_command
+from embedloss_cli import conformance, data_commands, list_commands, model_commands, new, rank, train_command
 from embedloss_cli.output import note
 
 
@@ -59,6 +59,7 @@ def build_app(with_plugins: bool = True) -> typer.Typer:
     data_commands.register(app)
     train_command.register(app)
     model_commands.register(app)
+    rank.register(app)
     new.register(app)
     conformance.register(app)
     if with_plugins:

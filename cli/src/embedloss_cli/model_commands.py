@@ -172,7 +172,10 @@ def encode(
     texts = texts_of(load_rows(data), column, data)
     from embedloss.encoders import load_encoder
 
-    vectors = load_encoder(model).encode(
+    encoder = load_encoder(model)
+    if encoder.kind == "cross-encoder":
+        raise EmbedlossError("E302", f"'{model}' is a cross-encoder, which gives no embeddings. Type: embedloss rank")
+    vectors = encoder.encode(
         texts, prompt=prompt, normalize=normalize, truncate_dim=truncate_dim, show_progress=len(texts) > 1000
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,12 +218,19 @@ def search(
     from embedloss.similarity import matrix
 
     encoder = load_encoder(model)
+    if encoder.kind == "cross-encoder":
+        raise EmbedlossError("E302", f"'{model}' is a cross-encoder, which scores pairs. Type: embedloss rank")
     prompts = encoder.prompts
     documents = encoder.encode(texts, prompt=prompts.get("document", ""), show_progress=len(texts) > 1000)
     wanted = encoder.encode([query], prompt=prompts.get("query", ""))
     scores = matrix(encoder.similarity, torch.from_numpy(wanted), torch.from_numpy(documents))[0]
     best = scores.topk(min(top, len(texts)))
     found = [(float(s), int(i)) for s, i in zip(best.values, best.indices, strict=True)]
+    print_documents(found, texts, as_json)
+
+
+def print_documents(found: list[tuple[float, int]], texts: list[str], as_json: bool) -> None:
+    """(score, index of the text) one a line, best first; a text is cut to the width of the terminal."""
     if as_json:
         print_json([{"score": score, "row": i + 1, "text": texts[i]} for score, i in found])
         return
