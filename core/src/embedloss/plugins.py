@@ -11,9 +11,10 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,8 +23,10 @@ from typing import Any
 
 import pluggy
 
+import embedloss
 from embedloss import hookspecs
 from embedloss.errors import EmbedlossError
+from embedloss.known import KNOWN
 from embedloss.spec import LossSpec, normalise
 
 GROUP = "embedloss"
@@ -43,9 +46,11 @@ class Plugin:
     warnings: list[str] = field(default_factory=list)
     losses: list[LossSpec] = field(default_factory=list)
     module: Any = None
+    refused: list[str] = field(default_factory=list)  # names of the losses that it would have had
 
     def fail(self, reason: str) -> None:
         """Remember why the plugin cannot be used."""
+        self.refused = [name for spec in self.losses for name in (spec.name, *spec.aliases)]
         self.status, self.reason, self.losses = "failed", reason, []
 
     def to_json(self) -> dict[str, object]:
@@ -59,6 +64,21 @@ class Plugin:
             "warnings": self.warnings,
             "losses": [s.name for s in self.losses],
         }
+
+
+def _unmet(requires: Iterable[str]) -> str | None:
+    """The requirement on embedloss that the running version does not meet, as in the metadata, or None."""
+    wanted = [text for text in requires if re.match(r"embedloss\s*([\[<>=!~;( ]|$)", text, re.IGNORECASE)]
+    if not wanted:
+        return None
+    from packaging.requirements import Requirement
+
+    for text in wanted:
+        requirement = Requirement(text)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and not requirement.specifier.contains(embedloss.__version__, prereleases=True):
+            return f"embedloss{requirement.specifier}"
+    return None
 
 
 @contextlib.contextmanager
@@ -105,9 +125,35 @@ class PluginManager:
                 plugin.status, plugin.reason = "disabled", f"named in {DISABLE}"
                 continue
             with _contained(plugin):
+                unmet = _unmet(getattr(point.dist, "requires", None) or ())
+                if unmet:
+                    plugin.fail(f"needs {unmet}, and this is embedloss {embedloss.__version__}")
+                    continue
                 plugin.module = point.load()
             if plugin.status == "loaded":
                 self._register(plugin)
+        self._settle_names()
+
+    def _settle_names(self) -> None:
+        """Of distributions that register one name, ours keep it; of others none does, because any choice is a guess."""
+        holders: dict[str, dict[str, Plugin]] = {}
+        for plugin in self.plugins:
+            for spec in plugin.losses:
+                for name in (spec.name, *spec.aliases):
+                    holders.setdefault(name, {}).setdefault(spec.target, plugin)
+        for name, by_target in holders.items():
+            if len(by_target) == 1:
+                continue
+            contenders = list(by_target.values())
+            ours = [p for p in contenders if p.distribution in KNOWN]
+            for plugin in [p for p in contenders if p not in ours[:1] and p.status == "loaded"]:
+                others = sorted({p.distribution for p in contenders if p is not plugin}) or [plugin.distribution]
+                plugin.fail(
+                    f"the name '{name}' is registered by {' and '.join(others)} as well. Uninstall one, or set "
+                    f"{DISABLE}={plugin.distribution}."
+                )
+                if self._pm.is_registered(plugin.module):
+                    self._pm.unregister(plugin.module)
 
     def load_file(self, path: str | os.PathLike[str]) -> Plugin:
         """Load one Python file as a plugin (`--plugin ./my_loss.py`). Unlike an installed one it must work: E205 otherwise."""

@@ -84,6 +84,11 @@ def get_spec(name: str) -> LossSpec:
     key = normalise(name)
     if key in index:
         return index[key]
+    for plugin in plugin_manager().plugins:
+        if key in plugin.refused:
+            raise EmbedlossError(
+                "E205", f"the loss '{name}' is of '{plugin.distribution}', which cannot be used: {plugin.reason}"
+            )
     distribution = distribution_of(key)
     if distribution is not None:
         raise EmbedlossError("E201", f"the loss '{name}' is not installed. Type: pip install {distribution}")

@@ -74,6 +74,7 @@ class LossSpec:
     distribution: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        self._check_types()  # what a stranger got wrong must show here, not in the listing of all losses
         if self.name != normalise(self.name) or not self.name:
             raise ValueError(f"loss name '{self.name}' must be lower case with hyphens: '{normalise(self.name)}'")
         if ":" not in self.target:
@@ -83,6 +84,22 @@ class LossSpec:
         object.__setattr__(self, "aliases", tuple(normalise(a) for a in self.aliases))
         if not resolved and not self.modifier and not self.any_format:
             raise ValueError(f"loss '{self.name}' declares no data format")
+
+    def _check_types(self) -> None:
+        for name in ("name", "target", "summary", "family", "field_name", "scope", "sampler", "status", "citation", "doc"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} of loss '{self.name}' must be a string, got {getattr(self, name)!r}")
+        for name in ("aliases", "models", "formats"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ValueError(f"{name} of loss '{self.name}' must be a list, got {value!r}")
+        for name in ("aliases", "models"):
+            if not all(isinstance(value, str) for value in getattr(self, name)):
+                raise ValueError(f"{name} of loss '{self.name}' must be strings, got {getattr(self, name)!r}")
+        if self.label_range is not None and (
+            len(self.label_range) != 2 or not all(isinstance(bound, (int, float)) for bound in self.label_range)
+        ):
+            raise ValueError(f"label_range of loss '{self.name}' must be (lowest, highest), got {self.label_range!r}")
 
     def load(self) -> type[Loss]:
         """Import the class. An `EmbedlossError` (E205) says why it cannot be imported."""

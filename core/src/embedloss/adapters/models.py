@@ -30,7 +30,12 @@ def wrap_model(model: Any, kind: str | None = None) -> Encoder:
         return model
     from embedloss.plugins import plugin_manager
 
-    found = plugin_manager().hook.embedloss_wrap_model(model=model, kind=kind)
+    try:
+        found = plugin_manager().hook.embedloss_wrap_model(model=model, kind=kind)
+    except Exception as exception:  # a stranger's hook may raise anything
+        raise EmbedlossError(
+            "E205", f"a plugin's embedloss_wrap_model failed: {type(exception).__name__}: {exception}"
+        ) from exception
     if found is not None:
         if not isinstance(found, Encoder):
             raise EmbedlossError("E301", f"a plugin's embedloss_wrap_model returned {type(found).__name__}, not an Encoder.")
