@@ -240,7 +240,7 @@ def print_documents(found: list[tuple[float, int]], texts: list[str], as_json: b
 
     table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column("score", justify="right", no_wrap=True, min_width=6)
-    table.add_column("row", justify="right", no_wrap=True, min_width=len(str(len(texts))))
+    table.add_column("row", justify="right", no_wrap=True, min_width=max(3, len(str(len(texts)))))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
     for score, i in found:
         table.add_row(f"{score:.3f}", str(i + 1), Text(" ".join(texts[i].split())))
