@@ -191,6 +191,7 @@ class _Checker:
         self.found: dict[tuple[str, str | None, str], tuple[str, list[int], int]] = {}
         self.classes: dict[Any, list[int]] = {}  # class -> number of rows, first row
         self.vector: tuple[int, int] | None = None  # size and row of the first vector
+        self.lists = self.flat = 0  # lists of documents, and those in which all grades are equal
 
     def fault(self, code: str, message: str, column: str | None = None, where: Any = (), key: str = "") -> None:
         """Note a fault; rows are counted from 0 within the chunk. One message a key, that of the first chunk."""
@@ -229,6 +230,14 @@ class _Checker:
         if name and not self.binding.label_ignored:
             if kind == "class":
                 self._finish_classes(name)
+            if self.flat and not self.spec.best_first:
+                if self.flat == self.lists:
+                    message = f"every one of the {self.lists:,} lists has equal grades only; there is nothing to learn from."
+                    self.found["E105", name, "flat"] = (message, [], 0)
+                else:
+                    report.warnings.append(
+                        f"{self.flat:,} of {self.lists:,} lists have equal grades only; no order can be learnt from them"
+                    )
             span = report.label_span
             if span and span[0] == span[1] and kind in ("binary", "score", "margin"):
                 what = "to tell apart" if kind == "binary" else "to rank"
@@ -425,6 +434,21 @@ class _Checker:
         if finite.any():
             self.widen(numbers, finite)
             self.range(name, numbers, finite, owner)
+        if fmt.label == "grades" and len(numbers):
+            self.order(name, numbers, owner)
+
+    def order(self, name: str, grades: Any, owner: Any) -> None:
+        """Lists without different grades are counted; a better grade that comes later is a fault where only the order is read."""
+        begin = np.flatnonzero(np.diff(owner, prepend=-1))
+        self.lists += len(begin)
+        self.flat += int((np.maximum.reduceat(grades, begin) == np.minimum.reduceat(grades, begin)).sum())
+        rises = np.flatnonzero((grades[1:] > grades[:-1]) & (owner[1:] == owner[:-1]))
+        if self.spec.best_first and len(rises):
+            message = (
+                f"a better grade comes later in the list, but '{self.spec.name}' takes the documents as given, best first, and "
+                f"reads no grades. To sort them by grade, write {self.spec.best_first} in the loss."
+            )
+            self.fault("E105", message, name, owner[rises], "order")
 
     def vectors(self, name: str, values: pa.Array) -> None:
         """Teacher vectors: one dimension in all rows, finite; one a row, or one a text."""

@@ -426,6 +426,7 @@ class Modifier(Loss):
             scope=inner.scope,
             sampler=inner.sampler,
             label_range=inner.label_range,
+            best_first=inner.best_first,
             any_format=inner.any_format,
             deviations={**inner.deviations, **spec.deviations},
         )
@@ -499,6 +500,7 @@ class WeightedSum(Loss):
             scope="batch" if any(s.scope == "batch" for s in specs) else "row",
             sampler=next(iter(samplers), "random"),  # type: ignore[arg-type]
             label_range=(max(r[0] for r in ranges), min(r[1] for r in ranges)) if ranges else None,
+            best_first=next((s.best_first for s in bound if s.best_first), ""),
         )
 
     def bind_spec(self, spec: LossSpec) -> None:

@@ -39,6 +39,8 @@ class LossSpec:
         scope: "row" (rows are independent) or "batch" (other rows matter, e.g. as negatives).
         sampler: recommended batch sampler: "random", "no-duplicates" or "group-by-label".
         label_range: lowest and highest allowed label, or None.
+        best_first: what to type where grades are not read because the documents of a list are taken as given, best first, such
+            as "respect_input_order=False"; data in which a better grade comes later is refused.
         modifier: takes a loss as first argument.
         any_format: works on the texts of any format and ignores labels.
         recompute: the name switches recomputation on (the `cached-...` names).
@@ -62,6 +64,7 @@ class LossSpec:
     scope: Literal["row", "batch"] = "row"
     sampler: Literal["random", "no-duplicates", "group-by-label"] = "random"
     label_range: tuple[float, float] | None = None
+    best_first: str = ""
     modifier: bool = False
     any_format: bool = False
     recompute: bool = False
@@ -136,6 +139,7 @@ class LossSpec:
             "scope": self.scope,
             "sampler": self.sampler,
             "label_range": list(self.label_range) if self.label_range else None,
+            "best_first": self.best_first,
             "status": self.status,
             "deprecated_by": self.deprecated_by,
             "citation": self.citation,

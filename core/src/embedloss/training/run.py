@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     local = config.model.startswith("static") or Path(config.model).expanduser().is_dir()
     kind = choose_kind(config, loss.spec) if local else None  # a model of the hub is not loaded before the data is checked
 
-    def checked(rows: Any, sampler: str) -> tuple[Binding, Report]:
+    def checked(rows: Any, sampler: str, spec: LossSpec) -> tuple[Binding, Report]:
         binding = bind(
             column_kinds(rows),
             loss.spec.data_formats(),
@@ -89,16 +89,16 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
             mapping=config.map,
             drop=config.drop,
         )
-        report = check_rows(rows, binding, loss.spec, scale_labels=config.scale_labels, sampler=sampler)
+        report = check_rows(rows, binding, spec, scale_labels=config.scale_labels, sampler=sampler)
         report.raise_if_faulty()
         return binding, report
 
-    binding, found = checked(raw, config.sampler)
+    binding, found = checked(raw, config.sampler, loss.spec)
     scale = label_scale(found, loss.spec) if config.scale_labels else None
     data = bound_dataset(raw, binding, scale=scale)
     prepared = Prepared(loss.spec.name, data, binding, kind=kind)
     if eval_raw is not None:
-        prepared.eval_binding, _ = checked(eval_raw, "random")
+        prepared.eval_binding, _ = checked(eval_raw, "random", replace(loss.spec, best_first=""))
         # A classifier's outputs are numbered by the training data, and labels are scaled as there.
         classes = class_ids(raw, binding) if binding.format.name == "pairs+class" else None
         prepared.eval_data = bound_dataset(eval_raw, prepared.eval_binding, classes=classes, scale=scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from embedloss.activations import chosen
 from embedloss.errors import EmbedlossError
 from embedloss.loss import MeanScoreLoss
+from embedloss.spec import LossSpec
 from embedloss_learning_to_rank.functional import SCHEMES, adr_mse, lambda_loss, list_mle, list_net
 from embedloss_learning_to_rank.plugin import ADR_MSE, LAMBDA, LIST_MLE, LIST_NET, PLIST_MLE, RANK_NET
 
@@ -250,6 +251,11 @@ class PListMLELoss(_ListwiseLoss):
             raise ValueError(f"respect_input_order must be True or False, got {respect_input_order!r}")
         self.lambda_weight, self.respect_input_order = lambda_weight, respect_input_order
         self._warned = False
+        self.bind_spec(type(self).spec)
+
+    def bind_spec(self, spec: LossSpec) -> None:
+        """Where the order as given is all that is read, the spec says so, and data that contradicts it is refused."""
+        super().bind_spec(replace(spec, best_first="respect_input_order=False" if self.respect_input_order else ""))
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Items are lists."""

@@ -154,8 +154,9 @@ _ORDER = """\
 
 _ORDER_WHY = """\
 - `respect_input_order` keeps its default, so that a loss made by the same call means the same. It is a trap all the same: with
-  documents in any other order the loss trains that order. A warning therefore says, once, when a better grade comes
-  later in a list.
+  documents in any other order the loss trains that order and ignores the grades. `embedloss check` and `embedloss train`
+  therefore refuse lists in which a better grade comes later, with their rows, and name the switch; in Python a warning says
+  so once.
 - Equal grades keep the given order; there the sort is not stable.
 - A list without documents does not count; there it counts as 0 in the mean. Lists of one document give 0 that is connected to
   the model; there a fresh leaf.
