@@ -438,7 +438,7 @@ class _Checker:
             self.order(name, numbers, owner)
 
     def order(self, name: str, grades: Any, owner: Any) -> None:
-        """Lists without different grades are counted; a better grade that comes later is a fault where only the order is read."""
+        """Count lists of equal grades; where only the order is read, a better grade that comes later is a fault."""
         begin = np.flatnonzero(np.diff(owner, prepend=-1))
         self.lists += len(begin)
         self.flat += int((np.maximum.reduceat(grades, begin) == np.minimum.reduceat(grades, begin)).sum())

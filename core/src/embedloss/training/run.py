@@ -109,7 +109,8 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     if binding.format.label == "embedding":
         first = data[0]["label"]
         prepared.label_dimension = len(first[0] if isinstance(first[0], list) else first)
-    say("data\n" + _indent(f"{config.data}: {len(data):,} rows\n{binding.describe()}"))
+    notes = [f"note: {warning}" for warning in found.warnings]
+    say("data\n" + _indent("\n".join([f"{config.data}: {len(data):,} rows", binding.describe(), *notes])))
     return prepared
 
 
@@ -443,11 +444,12 @@ def batch_plan(trainer: Any, collator: Collator, config: RunConfig) -> str:
     ]
     forwards = len(batch["chunks"])
     texts = len(batch["order"])
+    what = "pairs" if collator.kind == "cross-encoder" else "texts"
     if shapes:
         padded = sum(n * width for n, width in shapes)
         real = sum(int(c["attention_mask"].sum()) for c in batch["chunks"])
         lines.append(
-            f"first batch: {texts} texts in {forwards} chunk(s) of at most {collator.chunk_tokens:,} tokens; "
+            f"first batch: {texts} {what} in {forwards} chunk(s) of at most {collator.chunk_tokens:,} tokens; "
             f"{padded:,} tokens, {1 - real / padded:.1%} padding"
         )
     else:
