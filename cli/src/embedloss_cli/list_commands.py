@@ -128,10 +128,11 @@ def _print_markdown(text: str) -> None:
 
 
 def formats(as_json: Json = False) -> None:
-    """List the data formats: roles, accepted column names, an example row.
+    """List the data formats: roles, accepted column names, an example row, conversions.
 
     Columns are matched by these names; any other name needs --map role=column.
     """
+    from embedloss.convert.table import CONVERSIONS
     from embedloss.formats import FORMATS, ROLE_COLUMNS
 
     if as_json:
@@ -145,6 +146,7 @@ def formats(as_json: Json = False) -> None:
                     "label": f.label,
                     "label_columns": list(f.label_kind.columns) if f.label_kind else [],
                     "example": f.example,
+                    "conversions": [c.to_json() for c in CONVERSIONS if c.target == f.name],
                 }
                 for f in FORMATS.values()
             ]
@@ -161,7 +163,25 @@ def formats(as_json: Json = False) -> None:
         rows.append(("row", f.example))
         print(columns(rows))
         print()
+    _print_conversions()
     print(wrapped("The names behind each role are those that are known without --map role=column. `id` identifies a row."))
+
+
+def _print_conversions() -> None:
+    from embedloss.convert.table import CONVERSIONS
+
+    print("Conversions (embedloss convert DATA --to FORMAT --out FILE)")
+    for target in dict.fromkeys(c.target for c in CONVERSIONS if c.source != c.target):
+        print(f"\nto {target}")
+        rows = []
+        for c in CONVERSIONS:
+            if c.target == target and c.source != target:
+                takes = ", ".join(p.option + (" (needed)" if p.required else "") for p in c.parameters)
+                rows.append((f"from {c.source}", c.summary + (f"; {takes}" if takes else "")))
+        print(columns(rows, "  "))
+    print("\nto its own format: without the rows that cannot be used; --scale-labels LOW,HIGH for scores and grades")
+    print(wrapped("qrels: judgements (query_id, doc_id, score) with --corpus FILE and --queries FILE."))
+    print()
 
 
 def plugins(as_json: Json = False) -> None:

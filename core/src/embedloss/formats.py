@@ -46,8 +46,11 @@ LABELS: dict[str, LabelKind] = {
 ROLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text", "sentence", "question", "query"),
     "texts": ("texts", "text", "sentences", "english", "translation"),
-    "anchor": ("anchor", "query", "question", "sentence1", "text1", "premise"),
-    "positive": ("positive", "pos", "answer", "passage", "document", "context", "sentence2", "text2", "code"),
+    "anchor": ("anchor", "query", "question", "sentence1", "text1", "premise", "english"),
+    "positive": (
+        *("positive", "pos", "answer", "passage", "document", "context", "sentence2", "text2", "code"),
+        "translation",
+    ),
     "negative": ("negative", "negatives", "neg", "hard_negative", "hard_negatives"),
     "first": ("first", "sentence1", "text1", "premise", "question1", "query", "anchor"),
     "second": ("second", "sentence2", "text2", "hypothesis", "question2", "document", "passage", "answer", "code", "positive"),
