@@ -74,6 +74,12 @@ def train(
     gather: Annotated[
         bool | None, typer.Option("--gather", help="In-batch candidates of all processes.", rich_help_panel=BATCH)
     ] = None,
+    cache_guide: Annotated[
+        bool | None, typer.Option("--cache-guide", help="Encode texts with frozen guides once.", rich_help_panel=BATCH)
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", help="Processes on this machine that train together.", rich_help_panel=BATCH)
+    ] = 1,
     gradient_accumulation: Annotated[
         int | None, typer.Option(metavar="N", help="Batches an optimizer step.", rich_help_panel=BATCH)
     ] = None,
@@ -110,7 +116,7 @@ def train(
     from embedloss.training.config import RunConfig, read_yaml
 
     values = {k.replace("-", "_") if isinstance(k, str) else k: v for k, v in (read_yaml(config) if config else {}).items()}
-    for key in ("config", "sets", "mapping", "drop", "prompts"):
+    for key in ("config", "sets", "mapping", "drop", "prompts", "processes"):
         del given[key]
     if mapping:
         values["map"] = {**_mapping(values.get("map")), **pairs(mapping, "--map")}
@@ -130,6 +136,10 @@ def train(
     if sets:
         run_config = RunConfig.from_mapping(values, "--set")
     run_config.plugins = list(dict.fromkeys([*run_config.plugins, *PLUGIN_FILES]))
+    if processes != 1:
+        from embedloss.training.launch import launch
+
+        raise typer.Exit(launch(run_config, processes))
     from embedloss.training import run_training
 
     run_training(run_config)

@@ -69,7 +69,8 @@ class Collator:
         chunk_tokens: padded tokens a chunk may hold.
         prompts: role -> text put before every text of that role.
         kind: "bi-encoder" or "cross-encoder".
-        guides: processor of each guide and its prompt; guides see the texts without the student's prompts.
+        guides: processor of each guide and its prompt, or the `GuideCache` with its embeddings; guides see the texts without
+            the student's prompts.
         seed: for the loss's `transform`.
         source: name of the data set, for messages.
     """
@@ -80,7 +81,7 @@ class Collator:
     chunk_tokens: int = 4096
     prompts: Mapping[str, str] = field(default_factory=dict)
     kind: str = "bi-encoder"
-    guides: Mapping[Any, tuple[Any, str]] = field(default_factory=dict)
+    guides: Mapping[Any, Any] = field(default_factory=dict)
     seed: int = 0
     source: str = ""
 
@@ -122,7 +123,12 @@ class Collator:
             layout[role] = (begin, len(texts))
         batch.update(layout=layout, rows=owners, text_ids=torch.tensor([text_id(t) for t in texts]))
         batch.update(self._chunks(self.processor, texts, prompts))
-        batch["guides"] = [self._chunks(processor, texts, [prompt] * len(texts)) for processor, prompt in self.guides.values()]
+        batch["guides"] = [
+            self._chunks(guide[0], texts, [guide[1]] * len(texts))
+            if isinstance(guide, tuple)
+            else {"embeddings": guide.lookup(texts)}
+            for guide in self.guides.values()
+        ]
         return batch
 
     def _chunks(self, processor: Any, texts: Sequence[str], prompts: Sequence[str]) -> dict[str, Any]:

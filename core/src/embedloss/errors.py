@@ -130,6 +130,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "An optional package is missing",
         "The message names the package and the command that installs it.",
     ),
+    "E405": Explanation(
+        "The cache of a guide cannot be used",
+        "--cache-guide keeps a guide's embeddings in EMBEDLOSS_CACHE/guides, by default ~/.cache/embedloss/guides, one\n"
+        "folder a guide. Any of them may be deleted; what is missing is computed again.",
+    ),
     "E501": Explanation(
         "The evaluation cannot be done",
         "The metric does not fit the data, or the data names queries or documents that are not there.",

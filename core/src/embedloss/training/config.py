@@ -50,6 +50,7 @@ class RunConfig:
         chunk_tokens: padded tokens a forward pass holds; by default 16,384 on a GPU and 4,096 on a CPU.
         recompute: keep the activations of one chunk only, and compute the others again in the backward pass.
         gather: use the texts of all processes as in-batch candidates.
+        cache_guide: compute the embeddings of frozen guides once, and read them from a file in later epochs and runs.
         workers: data-loader processes that tokenise.
         logging_steps: steps between log entries.
         eval_steps: steps between evaluations; 0: only before and after.
@@ -89,6 +90,7 @@ class RunConfig:
     chunk_tokens: int | None = None
     recompute: bool = False
     gather: bool = False
+    cache_guide: bool = False
     workers: int = 0
     logging_steps: int = 10
     eval_steps: int = 0

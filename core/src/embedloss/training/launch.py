@@ -1,4 +1,4 @@
-"""Start a run on several processes of this machine. Imports no torch."""
+"""Start a run on several processes of this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ def launch(config: RunConfig, processes: int) -> int:
 
     Returns:
         The exit status: 0 if every process finished.
+
+    Raises:
+        EmbedlossError: for mistakes in settings, data or output folder, before any process is started.
     """
     if processes < 1:
         raise EmbedlossError("E401", f"--processes must be at least 1, got {processes}.")
+    from embedloss.training.run import prepare
+
+    prepare(config, lambda text: None)  # a mistake is said once, and not by every process
     threads = max((os.cpu_count() or 1) // processes, 1)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with tempfile.TemporaryDirectory() as folder:

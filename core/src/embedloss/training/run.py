@@ -256,6 +256,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     from embedloss.encoders import Encoder, load_encoder
     from embedloss.registry import create_loss, expression_specs
     from embedloss.training import report
+    from embedloss.training.guides import GuideCache
     from embedloss.training.manifest import manifest
     from embedloss.training.step import TrainingStep
     from embedloss.training.trainer import Trainer, TrainingArguments, save_step, step_expression
@@ -275,12 +276,14 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         raise EmbedlossError("E401", f"a cross-encoder reads both texts at once: only '{query}' takes a prompt.")
     requirements = loss.requires()
     guides = {key: key if isinstance(key, Encoder) else load_encoder(key) for key in requirements.guides}
+    guide_prompts = {key: requirements.guide_prompts.get(key, "") for key in guides}
+    caches = {key: GuideCache(guide, guide_prompts[key]) for key, guide in guides.items()} if config.cache_guide else {}
     step = TrainingStep(
         encoder,
         loss,
         recompute=config.recompute,
         gather=config.gather,
-        guides=guides,
+        guides=dict.fromkeys(guides) if caches else guides,
         seed=config.seed,
         num_classes=prepared.num_classes,
         label_dimension=prepared.label_dimension,
@@ -292,7 +295,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         config.chunk_tokens or default_chunk_tokens(),
         prompts,
         kind,
-        {key: (guide.processor, requirements.guide_prompts.get(key, "")) for key, guide in guides.items()},
+        caches or {key: (guide.processor, guide_prompts[key]) for key, guide in guides.items()},
         config.seed,
         config.data,
     )
@@ -332,6 +335,11 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         report_to="none",
         disable_tqdm=True,
     )
+    for key, cache in caches.items():
+        with arguments.main_process_first():  # the others read what it wrote
+            texts = texts_of(prepared.data)
+            made = cache.fill(guides[key].to(arguments.device), texts, show_progress=arguments.process_index == 0)
+        say(f"guide\n  '{key}': {made:,} texts encoded, all others of {len(set(texts)):,} read from {cache.folder}")
     trainer = Trainer(
         step,
         arguments,

@@ -30,7 +30,8 @@ class TrainingStep(nn.Module):
         loss: any loss or sum.
         recompute: keep the activations of one chunk only (same value and gradient, less memory, more time).
         gather: pool in-batch candidates over all processes.
-        guides: frozen encoders by the key the loss asked for; they are not optimised and not saved.
+        guides: frozen encoders by the key the loss asked for; they are not optimised and not saved. None where the batches
+            bring the guide's embeddings (`embedloss.training.guides`).
         seed: of everything random in the loss.
         num_classes: number of classes in the data, for losses with a classifier.
         label_dimension: size of the teacher's vectors, for losses with a projection.
@@ -43,7 +44,7 @@ class TrainingStep(nn.Module):
         *,
         recompute: bool = False,
         gather: bool = False,
-        guides: Mapping[Any, Encoder] | None = None,
+        guides: Mapping[Any, Encoder | None] | None = None,
         seed: int = 0,
         num_classes: int | None = None,
         label_dimension: int | None = None,
@@ -69,7 +70,8 @@ class TrainingStep(nn.Module):
         # In a tuple, so that the guides are no submodules: not optimised, not saved, not moved by DDP.
         self._guides = (dict(guides or {}),)
         for guide in self._guides[0].values():
-            guide.eval().requires_grad_(False)
+            if guide is not None:
+                guide.eval().requires_grad_(False)
         self.step = 0
         self._last: list[Tensor] = []
 
@@ -95,13 +97,17 @@ class TrainingStep(nn.Module):
             leaves.twin = self._leaves(self.twin, batch, batch, self.requirements.layers)
         for (key, guide), chunks in zip(self._guides[0].items(), batch.get("guides", []), strict=True):
             with torch.no_grad():
-                leaves.guides[key] = self._leaves(guide.to(leaves.device), batch, chunks, False)
+                leaves.guides[key] = self._leaves(guide and guide.to(leaves.device), batch, chunks, False)
         leaves.tokens = dict(batch.get("tokens", {}))
         return Embeddings(leaves)
 
-    def _leaves(self, encoder: Encoder, batch: Mapping[str, Any], chunks: Mapping[str, Any], layers: bool) -> _Leaves:
+    def _leaves(self, encoder: Encoder | None, batch: Mapping[str, Any], chunks: Mapping[str, Any], layers: bool) -> _Leaves:
         recompute = self.recompute and torch.is_grad_enabled()
-        encoded = encode_chunks(encoder, chunks["chunks"], chunks["order"], recompute=recompute, layers=layers)
+        encoded = (
+            chunks["embeddings"]
+            if encoder is None
+            else encode_chunks(encoder, chunks["chunks"], chunks["order"], recompute=recompute, layers=layers)
+        )
         stack = encoded if isinstance(encoded, list) else [encoded]
         parts = {role: [layer[begin:end] for layer in stack] for role, (begin, end) in batch["layout"].items()}
         ids = {role: batch["text_ids"][begin:end] for role, (begin, end) in batch["layout"].items()}
