@@ -2,16 +2,24 @@
 
     python docs/generate.py [FOLDER]      FOLDER is docs/ by default
 
-A test compares the result with what is committed.
+A test compares the result with what is committed. The matrix of the conformance kit takes minutes, so its results are kept in a
+file, which these commands renew:
+
+    embedloss conformance --all --json > all.json
+    python docs/generate.py --conformance all.json
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import inspect
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from embedloss import LossSpec, list_losses
 from embedloss.errors import EXPLANATIONS
@@ -116,6 +124,110 @@ def cli_page() -> str:
     return f"{NOTE}# Command line\n\n```text\n{help_of()}\n```\n\n" + "\n".join(parts)
 
 
+CONFORMANCE_TEXT = """\
+# Conformance
+
+`embedloss.testing` checks what trainers and other losses rely on. Run it by `embedloss conformance NAME`, by
+`check_loss(spec)` without pytest, or as tests:
+
+```py
+from embedloss.testing import parametrize_with_checks
+
+@parametrize_with_checks(SPECS)
+def test_conformance(case, check):
+    check(case)
+```
+
+Each check is run on every data format that the loss takes. A check that a loss is right to fail is declared with its
+reason: `LossSpec(deviations={"row_order": "why"})`, or `expected_failures={"row_order": "why"}` in the test. If it passes
+nevertheless, that is a failure.
+
+## The checks
+"""
+MATRIX_TEXT = """\
+## Losses by checks
+
+Made by `embedloss conformance --all --json` with embedloss {version}: ✓ passed, x is right to fail and says why below,
+· does not apply, F failed, U passes against expectation. The columns are, in order: {checks}.
+
+"""
+DIRECTORY_TEXT = """\
+# Directory
+
+## With embedloss
+
+`pip install 'embedloss[all]'` installs all of them.
+
+{table}
+## By others
+
+None is listed yet. A distribution is listed by a change to `docs/generate.py` with one line for it, if
+
+- it is on a public index, with a licence and its source,
+- `embedloss conformance` passes for each of its losses, with a reason for what they are right to fail,
+- its loss names are not those of another listed one,
+- its specs cite the paper, or say that there is none.
+
+Being listed changes nothing else: every installed plugin joins on the same terms. How to make one:
+[Write a loss](tutorial.md).
+"""
+CONFORMANCE = Path(__file__).parent / "plugins" / "conformance.json"
+MARKS = {"passed": "✓", "expected failure": "x", "not applicable": "·", "failed": "F", "unexpected pass": "U"}
+
+
+def shortened(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Loss -> a mark for each check, and the reasons of what did not pass."""
+    checks = list(dict.fromkeys(result["check"] for report in reports for result in report["checks"]))
+    losses = {}
+    for report in reports:
+        found = {result["check"]: result for result in report["checks"]}
+        marks = "".join(MARKS[found[c]["status"]] if c in found else MARKS["not applicable"] for c in checks)
+        odd = {c: r["message"] for c, r in found.items() if r["status"] not in ("passed", "not applicable")}
+        losses[report["loss"]] = {"marks": marks, **({"reasons": odd} if odd else {})}
+    return {"embedloss": importlib.metadata.version("embedloss"), "checks": checks, "losses": losses}
+
+
+def conformance_page() -> str:
+    from embedloss.testing import CHECKS
+
+    parts = [NOTE + CONFORMANCE_TEXT]
+    for group in dict.fromkeys(check.group for check in CHECKS.values()):
+        parts.append(f"\n### {group.capitalize()}\n\n")
+        for check in (c for c in CHECKS.values() if c.group == group):
+            text = inspect.cleandoc(check.function.__doc__ or "")
+            processes = " Only with `--processes`." if check.processes else ""
+            parts.append(f"**`{check.name}`**:{processes} {text}\n\n")
+    if CONFORMANCE.is_file():
+        parts.append(conformance_matrix(json.loads(CONFORMANCE.read_text(encoding="utf-8"))))
+    return "".join(parts)
+
+
+def conformance_matrix(found: dict[str, Any]) -> str:
+    checks = found["checks"]
+    rows = [(name, *entry["marks"]) for name, entry in found["losses"].items()]
+    odd = [
+        f"- {name}, `{check}`: {reason}"
+        for name, e in found["losses"].items()
+        for check, reason in e.get("reasons", {}).items()
+    ]
+    return (
+        MATRIX_TEXT.format(version=found["embedloss"], checks=", ".join(f"{i} `{c}`" for i, c in enumerate(checks, 1)))
+        + '<div class="matrix" markdown>\n\n'
+        + table(["loss", *map(str, range(1, len(checks) + 1))], rows)
+        + "\n</div>\n"
+        + ("\n" + "\n".join(odd) + "\n" if odd else "")
+    )
+
+
+def directory_page(specs: list[LossSpec]) -> str:
+    rows = []
+    for name in sorted({s.distribution for s in specs}):
+        mine = [s for s in specs if s.distribution == name]
+        summary = (importlib.metadata.metadata(name)["Summary"] or "").removeprefix("embedloss plugin: ")
+        rows.append((f"`{name}`", summary, ", ".join(f"[{s.name}](../losses/{s.name}.md)" for s in mine)))
+    return NOTE + DIRECTORY_TEXT.format(table=table(["distribution", "what", "losses"], rows))
+
+
 def pages() -> dict[str, str]:
     """Every generated page by its path below docs/."""
     specs = first_party(list_losses())
@@ -125,11 +237,17 @@ def pages() -> dict[str, str]:
         "formats.md": formats_page(),
         "errors.md": errors_page(),
         "cli.md": cli_page(),
+        "plugins/conformance.md": conformance_page(),
+        "plugins/directory.md": directory_page(specs),
         **{f"losses/{s.name}.md": loss_page(s) for s in specs},
     }
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--conformance"]:
+        reports = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+        CONFORMANCE.write_text(json.dumps(shortened(reports), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        del sys.argv[1:]
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     for name, text in pages().items():
         target = root / name
