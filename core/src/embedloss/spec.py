@@ -41,6 +41,8 @@ class LossSpec:
         label_range: lowest and highest allowed label, or None.
         best_first: what to type where grades are not read because the documents of a list are taken as given, best first, such
             as "respect_input_order=False"; data in which a better grade comes later is refused.
+        recommended: 0 to 100, how readily `embedloss suggest` names it among the losses that take the same data; 0 is last.
+        advice: one sentence for `embedloss suggest`: when it is the right choice. The summary stands in for it.
         modifier: takes a loss as first argument.
         any_format: works on the texts of any format and ignores labels.
         recompute: the name switches recomputation on (the `cached-...` names).
@@ -65,6 +67,8 @@ class LossSpec:
     sampler: Literal["random", "no-duplicates", "group-by-label"] = "random"
     label_range: tuple[float, float] | None = None
     best_first: str = ""
+    recommended: int = 0
+    advice: str = ""
     modifier: bool = False
     any_format: bool = False
     recompute: bool = False
@@ -85,6 +89,8 @@ class LossSpec:
         resolved = tuple(get_format(f) if isinstance(f, str) else f for f in self.formats)
         object.__setattr__(self, "formats", resolved)
         object.__setattr__(self, "aliases", tuple(normalise(a) for a in self.aliases))
+        if not 0 <= self.recommended <= 100:
+            raise ValueError(f"'recommended' of '{self.name}' must be from 0 to 100, got {self.recommended}")
         if not resolved and not self.modifier and not self.any_format:
             raise ValueError(f"loss '{self.name}' declares no data format")
 
@@ -140,6 +146,7 @@ class LossSpec:
             "sampler": self.sampler,
             "label_range": list(self.label_range) if self.label_range else None,
             "best_first": self.best_first,
+            "recommended": self.recommended,
             "status": self.status,
             "deprecated_by": self.deprecated_by,
             "citation": self.citation,

@@ -6,6 +6,9 @@ from embedloss import LossSpec, hookimpl
 
 SOFTMAX = LossSpec(
     name="softmax",
+    recommended=60,
+    advice="a classifier over both embeddings and their difference; learns the classes, while triplets of the "
+    "same data usually give better search",
     aliases=("sbert-softmax",),
     field_name="SoftmaxLoss",
     target="embedloss_classification.losses:SoftmaxLoss",
@@ -68,6 +71,8 @@ print(output.total, output.metrics["accuracy"])
 
 BINARY_CROSS_ENTROPY = LossSpec(
     name="binary-cross-entropy",
+    recommended=60,
+    advice="the standard of rerankers: the probability that two texts belong together",
     aliases=("bce",),
     field_name="BinaryCrossEntropyLoss",
     target="embedloss_classification.losses:BinaryCrossEntropyLoss",
@@ -129,6 +134,8 @@ print(loss(Embeddings.of(first=torch.randn(4, 8), second=torch.randn(4, 8)), lab
 
 CROSS_ENTROPY = LossSpec(
     name="cross-entropy",
+    recommended=80,
+    advice="a cross-encoder with an output for each class",
     aliases=("ce",),
     field_name="CrossEntropyLoss",
     target="embedloss_classification.losses:CrossEntropyLoss",

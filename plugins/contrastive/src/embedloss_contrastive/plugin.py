@@ -16,6 +16,8 @@ and true are refused; there, """
 
 CONTRASTIVE = LossSpec(
     name="contrastive",
+    recommended=70,
+    advice="pulls pairs of label 1 together and pushes those of label 0 beyond a margin",
     aliases=("siamese",),
     field_name="ContrastiveLoss",
     target="embedloss_contrastive.losses:ContrastiveLoss",
@@ -70,6 +72,8 @@ print(output.total.item(), output.metrics["active"].item())
 
 ONLINE_CONTRASTIVE = LossSpec(
     name="online-contrastive",
+    recommended=80,
+    advice="learns from the pairs of a batch that are still on the wrong side, so easy pairs cost nothing",
     field_name="OnlineContrastiveLoss",
     target="embedloss_contrastive.losses:OnlineContrastiveLoss",
     summary="contrastive, of the hard pairs of a batch only",
@@ -124,6 +128,8 @@ print(output.total.item(), output.metrics["active"].item())
 
 CT = LossSpec(
     name="contrastive-tension",
+    recommended=65,
+    advice="texts alone: a text and itself against a text and another",
     aliases=("ct",),
     field_name="ContrastiveTensionLoss",
     target="embedloss_contrastive.losses:ContrastiveTensionLoss",
@@ -186,6 +192,8 @@ print(output.total.item(), output.metrics["positives"].item())
 
 CT_IN_BATCH = LossSpec(
     name="contrastive-tension-in-batch-negatives",
+    recommended=60,
+    advice="texts alone, the others of the batch as negatives",
     aliases=("ct-in-batch", "ctib"),
     field_name="ContrastiveTensionLossInBatchNegatives",
     target="embedloss_contrastive.losses:ContrastiveTensionLossInBatchNegatives",

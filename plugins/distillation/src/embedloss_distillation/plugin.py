@@ -32,6 +32,8 @@ _HOFSTAETTER = (
 
 EMBED_DISTILL = LossSpec(
     name="embed-distill",
+    recommended=70,
+    advice="a teacher's vectors by any similarity, through a projection where dimensions differ",
     aliases=("embedding-distillation",),
     field_name="EmbedDistillLoss",
     target="embedloss_distillation.losses:EmbedDistillLoss",
@@ -84,6 +86,8 @@ print(output.total, two_columns.total)
 
 MSE = LossSpec(
     name="mse",
+    recommended=90,
+    advice="the student's vector becomes the teacher's: smaller models, other languages",
     aliases=("embedding-mse",),
     field_name="MSELoss",
     target="embedloss_distillation.losses:MSELoss",
@@ -133,6 +137,8 @@ print(loss(Embeddings.of(texts=english_and_german), torch.randn(4, 8)).total)
 
 SCORE_MSE = LossSpec(
     name="score-mse",
+    recommended=40,
+    advice="the score itself is learnt, not only the order of scores",
     aliases=("ce-mse",),
     field_name="MSELoss",
     target="embedloss_distillation.losses:ScoreMSELoss",
@@ -186,6 +192,8 @@ print(create_loss("score_mse")(Embeddings.of(first=torch.randn(4, 8), second=tor
 
 MARGIN_MSE = LossSpec(
     name="margin-mse",
+    recommended=90,
+    advice="the teacher's margins; its scale does not matter",
     aliases=("mmse",),
     field_name="MarginMSELoss",
     target="embedloss_distillation.losses:MarginMSELoss",
@@ -246,6 +254,8 @@ print(loss(Scores.of(torch.randn(4, 3)), torch.randn(4, 2)).total)  # logits of 
 
 DISTILL_KL_DIV = LossSpec(
     name="distill-kl-div",
+    recommended=85,
+    advice="the teacher's distribution over the documents of a query",
     aliases=("kl-div", "distill-kl"),
     field_name="DistillKLDivLoss",
     target="embedloss_distillation.losses:DistillKLDivLoss",

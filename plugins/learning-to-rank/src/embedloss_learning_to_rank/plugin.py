@@ -97,6 +97,8 @@ blocks of about a million and the gradient is taken with the value.
         "example": "lambda_loss(k=10)",
     },
     aliases=("lambdaloss",),
+    recommended=90,
+    advice="optimises nDCG itself, more weight on the top: the standard for graded lists",
     summary="pairs of documents weighted by their effect on NDCG, in five schemes",
     citation="Wang et al. 2018, The LambdaLoss Framework for Ranking Metric Optimization, doi 10.1145/3269206.3271784; "
     "Pobrotyn et al. 2020, Context-Aware Learning to Rank with Self-Attention, arXiv 2005.10084",
@@ -122,6 +124,8 @@ RANK_NET = _ltr(
         "example": "rank_net()",
     },
     aliases=("ranknet",),
+    recommended=75,
+    advice="every pair of documents of different grades",
     summary="logistic loss of every pair of documents of different grades",
     citation="Burges et al. 2005, Learning to Rank using Gradient Descent, doi 10.1145/1102351.1102363",
 )
@@ -143,6 +147,8 @@ document out of the target, while its score still competes.
         "example": "list_net()",
     },
     aliases=("listnet",),
+    recommended=80,
+    advice="the whole distribution over the list; cheap, and steady with few grades",
     summary="cross entropy of the softmax of grades and of scores",
     citation="Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach, doi 10.1145/1273496.1273513",
 )
@@ -179,6 +185,8 @@ With the documents in the target order pi, best first, N of them:
         "example": "list_mle(respect_input_order=False)",
     },
     aliases=("listmle",),
+    recommended=45,
+    advice="only the order of the list counts",
     summary="likelihood of the right order of the documents",
     citation="Xia et al. 2008, Listwise Approach to Learning to Rank: Theory and Algorithm, doi 10.1145/1390156.1390306",
 )
@@ -211,6 +219,8 @@ The default weights are `w_r = 2^(N - r) - 1`, r = 1, ..., N: 15, 7, 3, 1, 0 for
         "example": "plist_mle(respect_input_order=False)",
     },
     aliases=("plistmle", "p-list-mle"),
+    recommended=50,
+    advice="as list-mle, more weight on the top",
     summary="likelihood of the right order with more weight on its first positions",
     citation="Lan et al. 2014, Position-Aware ListMLE: A Sequential Learning Process for Ranking, UAI, pp. 449-458",
 )
@@ -234,6 +244,8 @@ documents. Memory does not grow with the square of the length.
         "example": "adr_mse()",
     },
     aliases=("adrmse",),
+    recommended=55,
+    advice="the order of a strong reranker over long lists",
     summary="squared error of differentiable ranks, discounted by rank",
     citation="Schlatt et al. 2024, Rank-DistiLLM, arXiv 2405.07920, doi 10.1007/978-3-031-88714-7_31",
 )

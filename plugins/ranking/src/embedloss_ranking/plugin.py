@@ -94,6 +94,8 @@ def _spec(class_name: str, **fields: Any) -> LossSpec:
 MULTIPLE_NEGATIVES_RANKING = _spec(
     "MultipleNegativesRankingLoss",
     name="multiple-negatives-ranking",
+    recommended=90,
+    advice="the first choice for search: the other rows of the batch are negatives",
     aliases=("mnrl", "infonce", "in-batch-negatives", "simcse"),
     summary="score each positive above every other document of the batch (InfoNCE)",
     citation=f"{_OORD}; {_HENDERSON}",
@@ -166,6 +168,8 @@ hard negatives in each row are ours. {_PROCESSES} Memory does not hold the matri
 CACHED_MULTIPLE_NEGATIVES_RANKING = _spec(
     "CachedMultipleNegativesRankingLoss",
     name="cached-multiple-negatives-ranking",
+    recommended=70,
+    advice="as multiple-negatives-ranking, for batches larger than memory",
     aliases=("cmnrl", "cached-mnrl"),
     summary="multiple-negatives-ranking with recomputation: large batches in little memory",
     recompute=True,
@@ -246,6 +250,8 @@ print(output.total.item(), output.metrics["active"].item())
 GIST_EMBED = _spec(
     "GISTEmbedLoss",
     name="gist-embed",
+    recommended=80,
+    advice="a guide model masks negatives that are positives in truth: where queries or documents repeat",
     aliases=("gist",),
     summary="in-batch negatives without those that a frozen guide model finds closer than the positive",
     citation=_GIST,
@@ -306,6 +312,8 @@ recomputation.
 CACHED_GIST_EMBED = _spec(
     "CachedGISTEmbedLoss",
     name="cached-gist-embed",
+    recommended=60,
+    advice="as gist-embed, for batches larger than memory",
     aliases=("cgist", "cached-gist"),
     summary="gist-embed with recomputation: large batches in little memory",
     recompute=True,
@@ -321,6 +329,8 @@ CACHED_GIST_EMBED = _spec(
 MEGA_BATCH_MARGIN = _spec(
     "MegaBatchMarginLoss",
     name="mega-batch-margin",
+    recommended=30,
+    advice="the hardest negative of a very large batch",
     aliases=("mega-batch",),
     summary="margins on the positive and on the hardest other positive of a large batch",
     formats=("pairs",),
@@ -376,6 +386,8 @@ print(output.total.item(), output.metrics["saturated"].item())
 CROSS_MULTIPLE_NEGATIVES_RANKING = _spec(
     "CrossMultipleNegativesRankingLoss",
     name="cross-multiple-negatives-ranking",
+    recommended=85,
+    advice="a reranker from pairs alone, random documents as negatives",
     aliases=("ce-mnrl",),
     summary="score each positive above sampled documents of other rows, with a cross-encoder",
     models=("cross-encoder",),
@@ -426,6 +438,8 @@ drawn, and no text twice. Documents are drawn from this process's rows, there as
 CACHED_CROSS_MULTIPLE_NEGATIVES_RANKING = _spec(
     "CachedCrossMultipleNegativesRankingLoss",
     name="cached-cross-multiple-negatives-ranking",
+    recommended=55,
+    advice="as cross-multiple-negatives-ranking, for batches larger than memory",
     aliases=("ce-cmnrl",),
     summary="cross-multiple-negatives-ranking with recomputation: large batches in little memory",
     models=("cross-encoder",),

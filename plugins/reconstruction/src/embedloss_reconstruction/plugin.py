@@ -6,6 +6,8 @@ from embedloss import LossSpec, hookimpl
 
 DENOISING_AUTO_ENCODER = LossSpec(
     name="denoising-auto-encoder",
+    recommended=85,
+    advice="texts alone: the embedding must hold what a damaged text has lost",
     aliases=("tsdae", "dae"),
     field_name="DenoisingAutoEncoderLoss",
     target="embedloss_reconstruction.losses:DenoisingAutoEncoderLoss",

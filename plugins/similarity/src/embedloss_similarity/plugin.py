@@ -6,6 +6,8 @@ from embedloss import LossSpec, hookimpl
 
 COSINE_SIMILARITY = LossSpec(
     name="cosine-similarity",
+    recommended=70,
+    advice="the cosine becomes the score itself; where a threshold on it was agreed on",
     aliases=("cosine", "cos-sim"),
     field_name="CosineSimilarityLoss",
     target="embedloss_similarity.losses:CosineSimilarityLoss",
@@ -62,6 +64,8 @@ print(output.total)
 
 COSENT = LossSpec(
     name="cosent",
+    recommended=90,
+    advice="only the order of scores counts, over all pairs of the batch: the standard for graded similarity",
     field_name="CoSENTLoss",
     target="embedloss_similarity.losses:CoSENTLoss",
     summary="pairs with a higher score should be more similar than pairs with a lower one",
@@ -115,6 +119,8 @@ print(output.total)
 
 ANGLE = LossSpec(
     name="angle",
+    recommended=85,
+    advice="as cosent, also where cosines saturate",
     aliases=("aoe",),
     field_name="AnglELoss",
     target="embedloss_similarity.losses:AnglELoss",

@@ -33,6 +33,8 @@ print(output.total.item(), output.metrics["active"].item())
 
 BATCH_ALL = LossSpec(
     name="batch-all-triplet",
+    recommended=75,
+    advice="every triplet of the batch",
     aliases=("batch-all",),
     field_name="BatchAllTripletLoss",
     target="embedloss_triplet.losses:BatchAllTripletLoss",
@@ -75,6 +77,8 @@ O(texts² log texts). {_MEMORY}
 
 BATCH_HARD = LossSpec(
     name="batch-hard-triplet",
+    recommended=85,
+    advice="the hardest positive and negative of each row in the batch: few rows a class are enough",
     aliases=("batch-hard",),
     field_name="BatchHardTripletLoss",
     target="embedloss_triplet.losses:BatchHardTripletLoss",
@@ -121,6 +125,8 @@ the margin as its value. Here such anchors do not count (all labels distinct, or
 
 BATCH_HARD_SOFT = LossSpec(
     name="batch-hard-soft-margin-triplet",
+    recommended=80,
+    advice="as batch-hard-triplet, with no margin to choose",
     aliases=("batch-hard-soft", "soft-margin-triplet"),
     field_name="BatchHardSoftMarginTripletLoss",
     target="embedloss_triplet.losses:BatchHardSoftMarginTripletLoss",
@@ -163,6 +169,8 @@ Anchors without a positive or without a negative do not count; there, a batch of
 
 BATCH_SEMI_HARD = LossSpec(
     name="batch-semi-hard-triplet",
+    recommended=83,
+    advice="negatives farther than the positive: steadier where labels have errors",
     aliases=("batch-semi-hard", "semi-hard"),
     field_name="BatchSemiHardTripletLoss",
     target="embedloss_triplet.losses:BatchSemiHardTripletLoss",
@@ -211,6 +219,8 @@ There, in a batch of one class the missing negative counts as the nearest distan
 
 TRIPLET = LossSpec(
     name="triplet",
+    recommended=70,
+    advice="the given negative alone, at a margin; independent of the batch",
     aliases=("triplet-margin",),
     field_name="TripletLoss",
     target="embedloss_triplet.losses:TripletLoss",
