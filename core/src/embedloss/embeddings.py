@@ -213,6 +213,14 @@ class Embeddings:
         """A tensor with one entry an own row (labels, say), of all processes; not cached, gradients flow."""
         return gather_rows(rows, self._leaves.sizes())
 
+    def joint_mean(self, terms: Tensor, role: str | None = None) -> Tensor:
+        """The mean of terms, one an own row (or one a text of a role); 0 without any.
+
+        The sum of the own terms over the mean number of terms a process, so that the mean over processes is that of all terms,
+        however unevenly they lie.
+        """
+        return terms.sum() * (self.world_size / max(sum(self._leaves.sizes(role)), 1))
+
     def generator(self, name: str) -> torch.Generator:
         """A CPU random generator seeded by run, step and name; equal on every process."""
         mixed = zlib.crc32(f"{self.context.seed}/{self.context.step}/{name}".encode())

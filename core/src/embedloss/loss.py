@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import math
 import random
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from embedloss.activations import ACTIVATIONS, activation_name
+from embedloss.activations import ACTIVATIONS
 from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings, Scores, at_least_float32
 from embedloss.errors import EmbedlossError
 from embedloss.expression import literal
 from embedloss.formats import LABELS, DataFormat
 from embedloss.schedules import Schedule
-from embedloss.similarity import pairwise, similarity_name
+from embedloss.similarity import pairwise
 from embedloss.spec import LossSpec
+from embedloss.validate import COMMON, Check
 
 Row = dict[str, Any]
 
@@ -153,6 +152,43 @@ class Loss(nn.Module):
             A scalar, a mapping of named terms that are summed, or a `LossOutput`.
         """
 
+    # -- for subclasses --------------------------------------------------------------------------------------------------
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What `keep` has kept."""
+
+    def keep(self, parameters: Mapping[str, Any], **checks: Check) -> None:
+        """Keep the constructor's parameters as attributes of the same names: `self.keep(locals(), margin=not_negative)`.
+
+        Args:
+            parameters: the constructor's `locals()`.
+            checks: functions of a parameter's name and value that return what to keep, or raise ValueError; see `validate`,
+                whose `COMMON` are applied without being named.
+        """
+        for name, value in parameters.items():
+            if name not in ("self", "__class__"):
+                check = checks.get(name) or COMMON.get(name)
+                setattr(self, name, check(name, value) if check else value)
+
+    def error(self, code: str, message: str) -> EmbedlossError:
+        """An error whose message begins with the loss's name."""
+        return EmbedlossError(code, f"'{self.spec.name}' {message}")
+
+    def refuse(self, bad: Tensor, message: str, values: Tensor | None = None) -> None:
+        """E105 for the first row that is `bad` anywhere.
+
+        Args:
+            bad: bool, (rows,) or (rows, k).
+            message: begins after the loss's name; {row} is the row's number from 1, {value} the first bad one of its values.
+            values: of the shape of `bad`.
+        """
+        if bool(bad.any()):
+            row = int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
+            value = None if values is None else values[row][bad[row]].flatten()[0].item()
+            raise self.error("E105", message.format(row=row + 1, value=f"{value:g}" if isinstance(value, float) else value))
+
+    # -- what the training step asks ----------------------------------------------------------------------------------------
     def requires(self) -> Requirements:
         """What else the encoder must give."""
         return Requirements(recompute=self.spec.recompute)
@@ -278,6 +314,11 @@ def _terms(loss: Loss) -> list[tuple[float | Schedule, Loss]]:
     return list(loss.terms) if isinstance(loss, WeightedSum) else [(1.0, loss)]
 
 
+def share_of(flags: Tensor) -> Tensor:
+    """The share of True in bool flags of any shape, 0 where there are none: for the metric `active`."""
+    return flags.sum() / max(flags.numel(), 1)
+
+
 class ScoreLoss(Loss):
     """A loss of scores (rows, candidates). On a bi-encoder the scores are similarities of the first role with all others,
     on a cross-encoder the logits, so it is written once and trains both.
@@ -297,14 +338,7 @@ class ScoreLoss(Loss):
 
         `mini_batch_size` is what other libraries take; it is kept, has no effect, and is warned about.
         """
-        if isinstance(scale, bool) or not 0 < scale < math.inf:
-            raise ValueError(f"scale must be above 0 and finite, got {scale!r}")
-        if mini_batch_size is not None:
-            warnings.warn("mini_batch_size has no effect: chunks are the encoder's (chunk_tokens, recompute).", stacklevel=3)
-        self.similarity_fct = similarity_name(similarity_fct)
-        self.scale = scale
-        self.activation_fn = None if activation_fn is None else activation_name(activation_fn)
-        self.mini_batch_size = mini_batch_size
+        self.keep(locals())
 
     def activated(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores through `activation_fn`, float32 or wider; 0 and without gradient where the mask is False."""

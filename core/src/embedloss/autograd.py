@@ -1,0 +1,33 @@
+"""Values whose gradients are computed with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *inputs_then_gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs_then_gradients[len(inputs_then_gradients) // 2 :])
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc,untyped-decorator]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(upstream[0] * known for known in ctx.saved_tensors), *(None for _ in ctx.saved_tensors)
+
+
+def with_gradients(value: Tensor, *known: tuple[Tensor, Tensor]) -> Tensor:
+    """A scalar with gradients that are known already, so that what they were made of need not stay in memory.
+
+    Args:
+        value: scalar.
+        known: (input, gradient of `value` with respect to it) pairs. First order only.
+    """
+    inputs, gradients = zip(*known, strict=True)
+    result: Tensor = _Known.apply(value, *inputs, *gradients)  # type: ignore[no-untyped-call]
+    return result
