@@ -1,17 +1,6 @@
 """embedloss plugin: triplet losses: given triplets and mined in the batch."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from embedloss_triplet.losses import (
-        BatchAllTripletLoss,
-        BatchHardSoftMarginTripletLoss,
-        BatchHardTripletLoss,
-        BatchSemiHardTripletLoss,
-        TripletLoss,
-    )
+from embedloss.lazy import exports
 
 __all__ = [
     "BatchAllTripletLoss",
@@ -20,12 +9,4 @@ __all__ = [
     "BatchSemiHardTripletLoss",
     "TripletLoss",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """The classes, imported on first use: listing losses imports this package and must not import torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from embedloss_triplet import losses
-
-    return getattr(losses, name)
+__getattr__ = exports("embedloss_triplet.losses", __all__)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from embedloss.autograd import with_gradients
+from embedloss.distributed import sum_over_processes
 from embedloss.similarity import distance_matrix, pairwise_distance
 
 TILE = 256  # anchors a block: 1 MB a float32 matrix at a pool of 1,024 texts
@@ -58,9 +59,8 @@ def batch_all(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> M
     reached_by = d.shape[1] - torch.searchsorted(torch.where(positive, reach, -math.inf).sort(1).values, d, right=True)
     slopes = (nearer - reached_by * negative).to(d.dtype)
     active = nearer.sum()
-    return Mined(
-        (slopes * d).sum() + margin * active.to(d.dtype), slopes, active, active, (positive.sum(1) * negative.sum(1)).sum()
-    )
+    terms = (slopes * d).sum() + margin * active.to(d.dtype)
+    return Mined(terms, slopes, active, active, (positive.sum(1) * negative.sum(1)).sum())
 
 
 def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | None) -> Mined:
@@ -128,21 +128,6 @@ def distances(name: str, x: Tensor, y: Tensor, itself: Tensor) -> Tensor:
     return d
 
 
-class _Known(torch.autograd.Function):
-    """A scalar whose gradients have been computed already."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, own_gradient: Tensor, pool_gradient: Tensor, own: Tensor, pool: Tensor) -> Tensor:
-        ctx.save_for_backward(own_gradient, pool_gradient)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
-        own, pool = ctx.saved_tensors
-        return None, None, None, upstream[0] * own, upstream[0] * pool
-
-
 def mined(
     rule: Rule,
     own: Tensor,
@@ -152,7 +137,6 @@ def mined(
     pool: Tensor | None = None,
     pool_labels: Tensor | None = None,
     offset: int = 0,
-    total: Callable[[Tensor], Tensor] | None = None,
     processes: int = 1,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
@@ -166,8 +150,8 @@ def mined(
         pool: (texts, dim) positives and negatives, which include the anchors; None: the anchors.
         pool_labels: (texts,), their classes; None: those of the anchors.
         offset: where the anchors begin in the pool.
-        total: sums a tensor over processes; None: one process.
-        processes: factor on the own terms, so that the mean over processes is the loss of the joint batch.
+        processes: how many compute the loss together, each of its own anchors, so that their mean is the loss of the joint
+            batch.
         tile: anchors a block.
 
     Returns:
@@ -196,11 +180,11 @@ def mined(
         if wanted:
             own_gradient[rows], gradient = torch.autograd.grad(d, (block, y), found.slopes)
             pool_gradient += gradient
-    divisor, active, possible = counts if total is None else total(counts)
+    divisor, active, possible = counts if processes == 1 else sum_over_processes(counts)
     factor = processes / divisor.clamp(min=1).to(x.dtype)
     value = terms * factor
     if wanted:
-        value = _Known.apply(value, own_gradient * factor, pool_gradient * factor, own, everything)  # type: ignore[no-untyped-call]
+        value = with_gradients(value, (own, own_gradient * factor), (everything, pool_gradient * factor))
     return value, active / possible.clamp(min=1)
 
 

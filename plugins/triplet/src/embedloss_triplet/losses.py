@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings
-from embedloss.loss import Loss, LossOutput
-from embedloss.similarity import distance_name
-from embedloss_triplet.functional import Rule, batch_all, batch_hard, batch_semi_hard, mined, triplet
+from embedloss.loss import Loss, LossOutput, share_of
+from embedloss.validate import not_negative
+from embedloss_triplet.functional import Mined, Rule, batch_all, batch_hard, batch_semi_hard, mined, triplet
 from embedloss_triplet.plugin import BATCH_ALL, BATCH_HARD, BATCH_HARD_SOFT, BATCH_SEMI_HARD, TRIPLET
 
-_ALIASES = {"distance_metric": "distance", "triplet_margin": "margin"}
+
+class _MarginLoss(Loss):
+    """A loss of distances and a margin."""
+
+    parameter_aliases: ClassVar[dict[str, str]] = {"distance_metric": "distance", "triplet_margin": "margin"}
+
+    def __init__(self, distance: Any = "euclidean", margin: float = 5.0) -> None:
+        super().__init__()
+        self.keep(locals(), margin=not_negative)
 
 
-def _checked(margin: float) -> float:
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"margin must be at least 0 and finite, got {margin}")
-    return margin
+class _BatchTriplet(_MarginLoss):
+    """Triplets from classes: every text is an anchor, the texts of all processes are its positives and negatives.
 
+    A subclass sets `finds`, the function that finds the triplets that count.
+    """
 
-class _BatchTriplet(Loss):
-    """Triplets from classes: every text is an anchor, the texts of all processes are its positives and negatives."""
+    finds: ClassVar[Callable[..., Mined]]
 
-    parameter_aliases: ClassVar[dict[str, str]] = _ALIASES
-    distance: str
-
-    @abstractmethod
     def rule(self) -> Rule:
         """Which triplets count."""
+        return partial(type(self).finds, margin=self.margin)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The loss; the metric `active` is the share of terms that have a gradient."""
@@ -48,7 +50,6 @@ class _BatchTriplet(Loss):
             pool=emb.pool("text"),
             pool_labels=emb.gathered(classes),
             offset=emb.offset("text"),
-            total=sum_over_processes if emb.world_size > 1 else None,
             processes=emb.world_size,
         )
         return LossOutput.of(value, active=active)
@@ -65,14 +66,7 @@ class BatchAllTripletLoss(_BatchTriplet):
     """
 
     spec = BATCH_ALL
-
-    def __init__(self, distance: Any = "euclidean", margin: float = 5.0) -> None:
-        super().__init__()
-        self.distance, self.margin = distance_name(distance), _checked(margin)
-
-    def rule(self) -> Rule:
-        """Every triplet that violates the margin."""
-        return partial(batch_all, margin=self.margin)
+    finds = staticmethod(batch_all)
 
 
 class BatchHardTripletLoss(_BatchTriplet):
@@ -86,14 +80,7 @@ class BatchHardTripletLoss(_BatchTriplet):
     """
 
     spec = BATCH_HARD
-
-    def __init__(self, distance: Any = "euclidean", margin: float = 5.0) -> None:
-        super().__init__()
-        self.distance, self.margin = distance_name(distance), _checked(margin)
-
-    def rule(self) -> Rule:
-        """The hardest triplet of each anchor, with a hinge."""
-        return partial(batch_hard, margin=self.margin)
+    finds = staticmethod(batch_hard)
 
 
 class BatchHardSoftMarginTripletLoss(_BatchTriplet):
@@ -108,8 +95,8 @@ class BatchHardSoftMarginTripletLoss(_BatchTriplet):
     spec = BATCH_HARD_SOFT
 
     def __init__(self, distance: Any = "euclidean") -> None:
-        super().__init__()
-        self.distance = distance_name(distance)
+        Loss.__init__(self)
+        self.keep(locals())
 
     def rule(self) -> Rule:
         """The hardest triplet of each anchor, with softplus."""
@@ -127,17 +114,10 @@ class BatchSemiHardTripletLoss(_BatchTriplet):
     """
 
     spec = BATCH_SEMI_HARD
-
-    def __init__(self, distance: Any = "euclidean", margin: float = 5.0) -> None:
-        super().__init__()
-        self.distance, self.margin = distance_name(distance), _checked(margin)
-
-    def rule(self) -> Rule:
-        """One triplet for each positive pair."""
-        return partial(batch_semi_hard, margin=self.margin)
+    finds = staticmethod(batch_semi_hard)
 
 
-class TripletLoss(Loss):
+class TripletLoss(_MarginLoss):
     """Mean of max(d(anchor, positive) - d(anchor, negative) + margin, 0) over the given triplets.
 
     Args:
@@ -148,17 +128,10 @@ class TripletLoss(Loss):
     """
 
     spec = TRIPLET
-    parameter_aliases: ClassVar[dict[str, str]] = _ALIASES
-
-    def __init__(self, distance: Any = "euclidean", margin: float = 5.0) -> None:
-        super().__init__()
-        self.distance, self.margin = distance_name(distance), _checked(margin)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The loss; the metric `active` is the share of triplets that violate the margin."""
         rows = emb.rows_of("negative")  # an anchor with several negatives is in as many triplets
         anchor, positive = emb.own("anchor")[rows], emb.own("positive")[rows]
         terms = triplet(anchor, positive, emb.own("negative"), self.margin, self.distance)
-        # Processes may have different numbers of triplets: the mean over all of them, not the mean of means.
-        count = max(len(emb.pool_rows_of("negative")), 1)
-        return LossOutput.of(terms.sum() * (emb.world_size / count), active=(terms > 0).sum() / max(len(terms), 1))
+        return LossOutput.of(emb.joint_mean(terms, "negative"), active=share_of(terms > 0))
