@@ -1,15 +1,6 @@
 """embedloss plugin: losses on similarity scores: cosine, CoSENT, AnglE."""
 
-from __future__ import annotations
-
-from typing import Any
+from embedloss.lazy import exports
 
 __all__ = ["AnglELoss", "CoSENTLoss", "CosineSimilarityLoss"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from embedloss_similarity import losses
-
-        return getattr(losses, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = exports("embedloss_similarity.losses", __all__)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedloss.activations import ACTIVATIONS, activation_name, chosen
+from embedloss.activations import ACTIVATIONS
 from embedloss.embeddings import Embeddings
-from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput
-from embedloss.similarity import pairwise, similarity_name
+from embedloss.similarity import pairwise
 from embedloss.spec import LossSpec
+from embedloss.validate import must_be, named
 from embedloss_similarity.functional import angle_similarity, cosent, cosent_of_two
 from embedloss_similarity.plugin import ANGLE, COSENT, COSINE_SIMILARITY
 
@@ -31,12 +31,6 @@ _FIELD_NAMES = {
 }
 
 
-def _positive(scale: float) -> float:
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale!r}")
-    return scale
-
-
 class CosineSimilarityLoss(Loss):
     """The cosine of two texts against a score (Reimers and Gurevych 2019, arXiv 1908.10084).
 
@@ -49,8 +43,7 @@ class CosineSimilarityLoss(Loss):
 
     def __init__(self, loss_fct: str = "mse", cos_score_transformation: str = "identity") -> None:
         super().__init__()
-        self.loss_fct = chosen(loss_fct, LOSS_FUNCTIONS, "loss_fct", _FIELD_NAMES)
-        self.cos_score_transformation = activation_name(cos_score_transformation, "cos_score_transformation")
+        self.keep(locals(), loss_fct=named(LOSS_FUNCTIONS, _FIELD_NAMES), cos_score_transformation=named(ACTIVATIONS))
         self.bind_spec(type(self).spec)
 
     def bind_spec(self, spec: LossSpec) -> None:
@@ -61,18 +54,13 @@ class CosineSimilarityLoss(Loss):
         """The mean over the rows of all processes."""
         assert labels is not None
         if self.spec.label_range is not None:
-            outside = (labels < self.spec.label_range[0]) | (labels > self.spec.label_range[1])
-            if bool(outside.any()):
-                row = int(outside.nonzero()[0])
-                raise EmbedlossError(
-                    "E105",
-                    f"'{self.spec.name}' takes scores from -1 to 1; row {row + 1} of this batch has {float(labels[row]):g}. "
-                    "Type --scale-labels, or use cosent, which needs only the order.",
-                )
+            lowest, highest = self.spec.label_range
+            found = "takes scores from -1 to 1; row {row} of this batch has {value}. "
+            repair = "Type --scale-labels, or use cosent, which needs only the order."
+            self.refuse((labels < lowest) | (labels > highest), found + repair, labels)
         cosines = pairwise("cosine", emb.own("first"), emb.own("second"))
         predicted = ACTIVATIONS[self.cos_score_transformation](cosines)
-        total = LOSS_FUNCTIONS[self.loss_fct](predicted, labels.to(predicted.dtype), reduction="sum")
-        return total * emb.world_size / max(emb.pool_size, 1)
+        return emb.joint_mean(LOSS_FUNCTIONS[self.loss_fct](predicted, labels.to(predicted.dtype), reduction="none"))
 
 
 class CoSENTLoss(Loss):
@@ -87,7 +75,7 @@ class CoSENTLoss(Loss):
 
     def __init__(self, scale: float = 20.0, similarity_fct: Any = "cosine") -> None:
         super().__init__()
-        self.scale, self.similarity_fct = _positive(scale), similarity_name(similarity_fct)
+        self.keep(locals(), scale=must_be("positive and finite", lambda value: 0 < value < math.inf))
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """(rows,) similarities of x (rows, dim) and y (rows, dim)."""
@@ -125,5 +113,5 @@ class AnglELoss(CoSENTLoss):
         anchor = emb.pool("anchor")
         high = self.similarity(anchor, emb.pool("positive"))
         low = self.similarity(anchor[emb.pool_rows_of("negative")], emb.pool("negative"))
-        active = torch.tensor(float(len(low) > 0 and len(high) > 0))
-        return LossOutput.of(cosent_of_two(low * self.scale, high * self.scale), active=active)
+        active = float(len(low) > 0 and len(high) > 0)
+        return LossOutput.of(cosent_of_two(low * self.scale, high * self.scale), active=torch.tensor(active))
