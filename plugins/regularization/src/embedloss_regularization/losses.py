@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +10,12 @@ from torch import Tensor
 
 from embedloss.embeddings import Embeddings
 from embedloss.loss import Loss, LossOutput
-from embedloss.similarity import similarity_name
+from embedloss.validate import must_be, not_negative, optional
 from embedloss_regularization.functional import orthogonality
 from embedloss_regularization.plugin import GLOBAL_ORTHOGONAL_REGULARIZATION
+
+WEIGHT = optional(not_negative)
+AGGREGATION = must_be("mean or sum", lambda value: value in ("mean", "sum"))
 
 
 def _columns(emb: Embeddings, role: str) -> Iterator[Tensor]:
@@ -49,26 +51,15 @@ class GlobalOrthogonalRegularizationLoss(Loss):
         aggregation: str = "mean",
     ) -> None:
         super().__init__()
-        self.similarity_fct = similarity_name(similarity_fct)
-        self.mean_weight, self.second_moment_weight = mean_weight, second_moment_weight
-        for name, weight in (("mean_weight", mean_weight), ("second_moment_weight", second_moment_weight)):
-            if weight is not None and not 0 <= weight < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, or None; got {weight!r}")
+        self.keep(locals(), mean_weight=WEIGHT, second_moment_weight=WEIGHT, aggregation=AGGREGATION)
         if not mean_weight and not second_moment_weight:
             raise ValueError("one of mean_weight and second_moment_weight must be above 0")
-        if aggregation not in ("mean", "sum"):
-            raise ValueError(f"aggregation must be mean or sum, got {aggregation!r}")
-        self.aggregation = aggregation
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The two terms, of the texts of all processes; `active` is the share of columns that hold at least two texts."""
         columns = [column for role in emb.roles for column in _columns(emb, role)]
-        means, moments = (torch.stack(t) for t in zip(*(orthogonality(c, self.similarity_fct) for c in columns), strict=True))
-        terms: dict[str, Tensor] = {}
-        for name, weight, values in (
-            ("gor_mean", self.mean_weight, means),
-            ("gor_second_moment", self.second_moment_weight, moments),
-        ):
-            if weight:
-                terms[name] = weight * (values.sum() if self.aggregation == "sum" else values.mean())
-        return LossOutput.of(terms, active=torch.tensor(sum(len(c) > 1 for c in columns) / len(columns)))
+        found = [orthogonality(column, self.similarity_fct) for column in columns]
+        means, moments = (torch.stack(values) for values in zip(*found, strict=True))
+        terms = {"gor_mean": (self.mean_weight, means), "gor_second_moment": (self.second_moment_weight, moments)}
+        value = {name: weight * getattr(values, self.aggregation)() for name, (weight, values) in terms.items() if weight}
+        return LossOutput.of(value, active=torch.tensor(sum(len(c) > 1 for c in columns) / len(columns)))
