@@ -96,8 +96,5 @@ def own_match(own: Tensor, pool: Tensor, offset: int, scale: Tensor | float, sim
     places = torch.arange(offset, offset + len(own), device=own.device)
     if len(own) <= tile:
         return block(own, places, pool, factor)
-    parts = [
-        checkpoint(block, rows, place, pool, factor, use_reentrant=False)
-        for rows, place in zip(torch.split(own, tile), torch.split(places, tile), strict=True)
-    ]
-    return torch.cat(parts)
+    tiles = zip(torch.split(own, tile), torch.split(places, tile), strict=True)
+    return torch.cat([checkpoint(block, rows, place, pool, factor, use_reentrant=False) for rows, place in tiles])

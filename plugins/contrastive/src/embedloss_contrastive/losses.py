@@ -9,38 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from embedloss.embeddings import Embeddings
-from embedloss.errors import EmbedlossError
-from embedloss.loss import Loss, LossOutput, Requirements
-from embedloss.similarity import distance_name, pairwise_distance, similarity_name
-from embedloss_contrastive.functional import (
-    contrastive,
-    contrastive_tension,
-    draw_partners,
-    online_contrastive,
-    own_match,
-)
+from embedloss.loss import Loss, LossOutput, Requirements, share_of
+from embedloss.similarity import pairwise_distance
+from embedloss.validate import count, positive
+from embedloss_contrastive.functional import contrastive, contrastive_tension, draw_partners, online_contrastive, own_match
 from embedloss_contrastive.plugin import CONTRASTIVE, CT, CT_IN_BATCH, ONLINE_CONTRASTIVE
 
 
-def _is_one(labels: Tensor | None, name: str) -> Tensor:
-    """Labels 0 and 1 as bool; E105 for any other value."""
-    assert labels is not None  # check_labels has refused it
-    bad = (labels != 0) & (labels != 1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        raise EmbedlossError(
-            "E105", f"'{name}' takes labels 0 and 1; the label of row {row + 1} of this batch is {labels[row].item():g}."
-        )
-    return labels == 1
+class _BinaryLoss(Loss):
+    """A loss of pairs that belong together or do not."""
+
+    def is_one(self, labels: Tensor | None) -> Tensor:
+        """Labels 0 and 1 as bool; E105 for any other value."""
+        assert labels is not None  # check_labels has refused it
+        bad = (labels != 0) & (labels != 1)
+        self.refuse(bad, "takes labels 0 and 1; the label of row {row} of this batch is {value}.", labels)
+        return labels == 1
 
 
-def _checked(margin: float) -> float:
-    if not 0 < margin < math.inf:
-        raise ValueError(f"margin must be greater than 0 and finite, got {margin}")
-    return margin
+class _TwinLoss(_BinaryLoss):
+    """A loss between two copies of the encoder."""
+
+    def requires(self) -> Requirements:
+        """The trainable copy of the encoder."""
+        return Requirements(twin=True)
+
+    def pair_ids(self, emb: Embeddings) -> tuple[Tensor, Tensor] | None:
+        """The text ids of the first and the last role, where both are known."""
+        first, last = emb.text_ids(emb.roles[0]), emb.text_ids(emb.roles[-1])
+        return None if first is None or last is None else (first, last)
 
 
-class ContrastiveLoss(Loss):
+class ContrastiveLoss(_BinaryLoss):
     """Pairs that belong together are drawn together, others pushed apart up to a margin.
 
     Args:
@@ -56,23 +56,19 @@ class ContrastiveLoss(Loss):
 
     def __init__(self, distance: Any = "cosine", margin: float = 0.5, reduction: str = "mean") -> None:
         super().__init__()
-        self.distance, self.margin = distance_name(distance), _checked(margin)
         if isinstance(reduction, bool):  # under its other name, size_average
             reduction = "mean" if reduction else "sum"
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-        self.reduction = reduction
+        self.keep(locals(), margin=positive)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The loss; the metric `active` is the share of pairs that have a gradient."""
-        same = _is_one(labels, self.spec.name)
-        terms = contrastive(pairwise_distance(self.distance, emb.own("first"), emb.own("second")), same, self.margin)
-        # Processes may have different numbers of rows: the mean over all rows, not the mean of means.
-        count = max(emb.pool_size, 1) if self.reduction == "mean" else 1
-        return LossOutput.of(terms.sum() * (emb.world_size / count), active=(terms > 0).sum() / max(len(terms), 1))
+        distances = pairwise_distance(self.distance, emb.own("first"), emb.own("second"))
+        terms = contrastive(distances, self.is_one(labels), self.margin)
+        value = emb.joint_mean(terms) if self.reduction == "mean" else terms.sum() * emb.world_size
+        return LossOutput.of(value, active=share_of(terms > 0))
 
 
-class OnlineContrastiveLoss(Loss):
+class OnlineContrastiveLoss(_BinaryLoss):
     """The contrastive loss of the hard pairs of a batch only, summed.
 
     Args:
@@ -85,17 +81,17 @@ class OnlineContrastiveLoss(Loss):
 
     def __init__(self, distance: Any = "cosine", margin: float = 0.5) -> None:
         super().__init__()
-        self.distance, self.margin = distance_name(distance), _checked(margin)
+        self.keep(locals(), margin=positive)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The loss of the joint batch, on every process; the metric `active` is the share of pairs that have a gradient."""
-        same = emb.gathered(_is_one(labels, self.spec.name).long()) == 1
+        same = emb.gathered(self.is_one(labels).long()) == 1
         distances = pairwise_distance(self.distance, emb.pool("first"), emb.pool("second"))
         terms, active = online_contrastive(distances, same, self.margin)
-        return LossOutput.of(terms.sum(), active=active.sum() / max(len(active), 1))
+        return LossOutput.of(terms.sum(), active=share_of(active))
 
 
-class ContrastiveTensionLoss(Loss):
+class ContrastiveTensionLoss(_TwinLoss):
     """Two copies of the encoder learn to agree on equal texts and to disagree on different ones. No labels are needed.
 
     Args:
@@ -109,31 +105,25 @@ class ContrastiveTensionLoss(Loss):
 
     def __init__(self, pos_neg_ratio: int = 8) -> None:
         super().__init__()
-        if isinstance(pos_neg_ratio, bool) or int(pos_neg_ratio) != pos_neg_ratio or pos_neg_ratio < 1:
-            raise ValueError(f"pos_neg_ratio must be an integer of at least 1, got {pos_neg_ratio!r}")
-        self.pos_neg_ratio = pos_neg_ratio
-
-    def requires(self) -> Requirements:
-        """The trainable copy of the encoder."""
-        return Requirements(twin=True)
+        self.keep(locals(), pos_neg_ratio=count)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The sum over pairs; the metric `positives` is the share of pairs of equal texts."""
         scores, same = self._drawn(emb) if emb.roles == ("text",) else self._given(emb, labels)
         value = contrastive_tension(scores, same).sum() * emb.world_size  # a sum: its mean over processes is the joint sum
-        return LossOutput.of(value, positives=same.sum() / max(same.numel(), 1))
+        return LossOutput.of(value, positives=share_of(same))
 
     def _given(self, emb: Embeddings, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores and equality of the rows' pairs, (rows,)."""
         first, second = emb.roles
         scores = (emb.twin.own(first) * emb.own(second)).sum(1)
         if labels is not None:
-            return scores, _is_one(labels, self.spec.name)
-        ids = [emb.text_ids(role) for role in (first, second)]
-        if ids[0] is None or ids[1] is None:
-            raise EmbedlossError(
+            return scores, self.is_one(labels)
+        ids = self.pair_ids(emb)
+        if ids is None:
+            raise self.error(
                 "E206",
-                f"'{self.spec.name}' cannot tell which pairs are equal texts. Give labels with the roles first and second, or "
+                "cannot tell which pairs are equal texts. Give labels with the roles first and second, or "
                 f"type .with_text_ids({first}=ids, {second}=ids).",
             )
         begin = emb.offset(first)
@@ -154,7 +144,7 @@ class ContrastiveTensionLoss(Loss):
         return (twin[:, None] * pool[second]).sum(2), same
 
 
-class ContrastiveTensionLossInBatchNegatives(Loss):
+class ContrastiveTensionLossInBatchNegatives(_TwinLoss):
     """Each text must find itself among the batch's texts as the other copy of the encoder sees them, and the reverse.
 
     Args:
@@ -169,28 +159,18 @@ class ContrastiveTensionLossInBatchNegatives(Loss):
 
     def __init__(self, scale: float = 20.0, similarity_fct: Any = "cosine", learnable_scale: bool = True) -> None:
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be greater than 0 and finite, got {scale}")
-        self.scale, self.similarity_fct, self.learnable_scale = scale, similarity_name(similarity_fct), learnable_scale
+        self.keep(locals())
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable_scale else None
-
-    def requires(self) -> Requirements:
-        """The trainable copy of the encoder."""
-        return Requirements(twin=True)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The mean of both directions; the metric `scale` is the factor now."""
         first, second = emb.roles[0], emb.roles[-1]
-        ids = [emb.text_ids(role) for role in (first, second)]
-        if ids[0] is not None and ids[1] is not None and bool((ids[0] != ids[1]).any()):
-            row = int((ids[0] != ids[1]).nonzero()[0])
-            raise EmbedlossError(
-                "E105",
-                f"'{self.spec.name}' takes single texts, or pairs of equal texts; those of row {row + 1} of this batch differ. "
-                f"Leave out one column (--drop column), or use a loss of pairs such as multiple-negatives-ranking.",
-            )
+        ids = self.pair_ids(emb)
+        if ids is not None:
+            found = "takes single texts, or pairs of equal texts; those of row {row} of this batch differ. "
+            repair = "Leave out one column (--drop column), or use a loss of pairs such as multiple-negatives-ranking."
+            self.refuse(ids[0] != ids[1], found + repair)
         scale: Tensor | float = self.scale if self.log_scale is None else self.log_scale.exp()
         terms = own_match(emb.twin.own(first), emb.pool(second), emb.offset(second), scale, self.similarity_fct)
         terms = terms + own_match(emb.own(second), emb.twin.pool(first), emb.offset(first), scale, self.similarity_fct)
-        value = terms.sum() * (0.5 * emb.world_size / max(emb.pool_size, 1))
-        return LossOutput.of(value, scale=torch.as_tensor(scale))
+        return LossOutput.of(0.5 * emb.joint_mean(terms), scale=torch.as_tensor(scale))
