@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,47 +11,40 @@ import torch
 from torch import Tensor
 
 from embedloss.embeddings import Embeddings, at_least_float32
-from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo, Modifier, Requirements
+from embedloss.validate import callable_or, is_whole, must_be, one_of, whole
 from embedloss_modifiers.functional import LAYER_WEIGHTINGS, layer_weight, sample, self_distillation, truncate
 from embedloss_modifiers.plugin import ADAPTIVE_LAYER, MATRYOSHKA, MATRYOSHKA_2D
 
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_DIMS = must_be(
+    "a list of positive integers",
+    lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(is_whole(dim, 1) for dim in value),
+)
 
 
 class _Dims(Modifier):
     """The inner loss on truncated embeddings; what the two Matryoshka losses share."""
 
     parameter_aliases: ClassVar[dict[str, str]] = {"matryoshka_dims": "dims", "matryoshka_weights": "weights"}
-    dims: Sequence[int]
-    weights: Sequence[float] | None
-    n_dims_per_step: int
+    _warned = False
 
-    def _set_dims(self, dims: Sequence[int], weights: Sequence[float] | None, n_dims_per_step: int) -> None:
-        if not isinstance(dims, (list, tuple)) or not dims or not all(_whole(d) and d > 0 for d in dims):
-            raise ValueError(f"dims must be a list of positive integers, got {dims!r}")
+    def keep_dims(self, parameters: Mapping[str, Any]) -> None:
+        """Keep the constructor's parameters, after checking `dims`, `weights` and `n_dims_per_step`."""
+        self.keep(parameters, dims=_DIMS, n_dims_per_step=whole)
+        dims, weights = self.dims, self.weights
         repeated = sorted({d for d in dims if list(dims).count(d) > 1})
         if repeated:
             raise ValueError(f"dims repeats {', '.join(map(str, repeated))}; give that dimension a larger weight instead")
         if weights is not None and (not isinstance(weights, (list, tuple)) or len(weights) != len(dims)):
             raise ValueError(f"weights must be a list of one number for each of the {len(dims)} dims, got {weights!r}")
-        if not _whole(n_dims_per_step):
-            raise ValueError(f"n_dims_per_step must be an integer, got {n_dims_per_step!r}")
-        self.dims, self.weights, self.n_dims_per_step = dims, weights, n_dims_per_step
-        self._warned = False
 
     def _check_width(self, width: int, what: str) -> None:
         if max(self.dims) > width:
-            raise EmbedlossError("E206", f"'{self.spec.name}' has dimension {max(self.dims)}, but {what} {width} dimensions.")
+            raise self.error("E206", f"has dimension {max(self.dims)}, but {what} {width} dimensions.")
         if width not in self.dims and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"the full dimension {width} is not among dims {list(self.dims)}: embeddings that are not truncated are not "
-                f"trained. Add {width} to dims.",
-                stacklevel=2,
-            )
+            missing = f"the full dimension {width} is not among dims {list(self.dims)}"
+            warnings.warn(f"{missing}: whole embeddings are not trained. Add {width} to dims.", stacklevel=2)
 
     def prepare(self, info: ModelInfo) -> None:
         """Compare the dims with the model's (E206), then prepare the inner loss."""
@@ -62,9 +55,8 @@ class _Dims(Modifier):
         self._check_width(emb.own(emb.roles[0]).shape[-1], "the embeddings have")
         vectors = self._vectors(emb, labels)
         weights = self.weights or [1.0] * len(self.dims)
-        generator = emb.generator(f"matryoshka/layer {emb.layer}")
         parts = []
-        for i in sample(len(self.dims), self.n_dims_per_step, generator):
+        for i in sample(len(self.dims), self.n_dims_per_step, emb.generator(f"matryoshka/layer {emb.layer}")):
             dim = self.dims[i]
             wanted = labels if vectors is None else truncate(vectors, dim)
             parts.append((weights[i], f"{self.spec.name}/{dim}", self.loss(emb.map(partial(truncate, dim=dim)), wanted)))
@@ -77,10 +69,7 @@ class _Dims(Modifier):
             return None
         vectors = at_least_float32(torch.as_tensor(labels, device=emb.device))
         if max(self.dims) > vectors.shape[-1]:
-            found = vectors.shape[-1]
-            raise EmbedlossError(
-                "E206", f"'{self.spec.name}' has dimension {max(self.dims)}, but the label vectors have {found}."
-            )
+            raise self.error("E206", f"has dimension {max(self.dims)}, but the label vectors have {vectors.shape[-1]}.")
         return vectors
 
 
@@ -102,7 +91,7 @@ class MatryoshkaLoss(_Dims):
         self, loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None, n_dims_per_step: int = -1
     ) -> None:
         super().__init__(loss)
-        self._set_dims(dims, weights, n_dims_per_step)
+        self.keep_dims(locals())
 
     def compute(self, emb: Embeddings, labels: Any) -> LossOutput:
         """The inner loss at every dimension of this step; terms `matryoshka/<dim>/...`."""
@@ -137,18 +126,12 @@ class AdaptiveLayerLoss(Modifier):
         layer_weighting: str | Callable[[int], float] = "uniform",
     ) -> None:
         super().__init__(loss)
-        if not callable(layer_weighting) and layer_weighting not in LAYER_WEIGHTINGS:
-            raise ValueError(f"layer_weighting must be one of {', '.join(LAYER_WEIGHTINGS)}; got {layer_weighting!r}")
-        if not _whole(n_layers_per_step):
-            raise ValueError(f"n_layers_per_step must be an integer, got {n_layers_per_step!r}")
-        if kl_temperature < 0:
-            raise ValueError(f"kl_temperature must be at least 0, got {kl_temperature}")
-        self.n_layers_per_step = n_layers_per_step
-        self.last_layer_weight = last_layer_weight
-        self.prior_layers_weight = prior_layers_weight
-        self.kl_div_weight = kl_div_weight
-        self.kl_temperature = kl_temperature
-        self.layer_weighting = layer_weighting
+        self.keep(
+            locals(),
+            n_layers_per_step=whole,
+            kl_temperature=must_be("at least 0", lambda value: value >= 0),
+            layer_weighting=callable_or(one_of(*LAYER_WEIGHTINGS)),
+        )
 
     def requires(self) -> Requirements:
         """All layers, and what the inner loss needs."""
@@ -223,14 +206,10 @@ class Matryoshka2dLoss(AdaptiveLayerLoss, _Dims):
         super().__init__(
             loss, n_layers_per_step, last_layer_weight, prior_layers_weight, kl_div_weight, kl_temperature, layer_weighting
         )
-        self._set_dims(dims, weights, n_dims_per_step)
+        self.keep_dims(locals())
 
     def inner(self, emb: Embeddings, labels: Any) -> LossOutput:
         """The loss of one layer at the drawn dimensions."""
-        output = self._truncated(emb, labels)
-        prefix = f"{self.spec.name}/"
-        return LossOutput(
-            output.total,
-            {k.removeprefix(prefix): t for k, t in output.terms.items()},
-            {k.removeprefix(prefix): m for k, m in output.metrics.items()},
-        )
+        output, prefix = self._truncated(emb, labels), f"{self.spec.name}/"
+        terms, metrics = ({k.removeprefix(prefix): t for k, t in d.items()} for d in (output.terms, output.metrics))
+        return LossOutput(output.total, terms, metrics)
