@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from embedloss_cli import conformance, convert, data_commands, list_commands, model_commands, new, rank, train_command
+from embedloss_cli import conformance, convert, data_commands, list_commands, model_commands, new, rank, suggest, train_command
 from embedloss_cli.output import note
 
 
@@ -57,6 +57,7 @@ def build_app(with_plugins: bool = True) -> typer.Typer:
     app.callback()(_root)
     list_commands.register(app)
     data_commands.register(app)
+    suggest.register(app)
     convert.register(app)
     train_command.register(app)
     model_commands.register(app)

@@ -486,6 +486,12 @@ def fitting(columns: Mapping[str, str], *, mapping: Mapping[str, str] | None = N
         "`embedloss formats` lists the formats and the names of columns they know.",
         "Type --map role=column for other names, --drop column to leave one out, or --loss NAME to see what it lacks.",
     ]
+    keys = {key_of(name) for name in kept}
+    if keys & {"query_id", "qid"} and keys & {"doc_id", "docid", "corpus_id", "pid"}:
+        lines.append(
+            "These look like judgements: embedloss convert DATA --corpus FILE --queries FILE --to n-tuples --out FILE "
+            "makes training data of them."
+        )
     raise EmbedlossError("E102", "\n  ".join(["the columns make none of the known formats.", *lines]))
 
 

@@ -234,7 +234,7 @@ def _converted(
             Suggestion(
                 best.name,
                 conversion.target,
-                _score(best, target, kind) - 20 * teacher,
+                _score(best, target, kind) + conversion.worth - 20 * teacher,
                 [f"{conversion.source} to {conversion.target}: {conversion.summary}", best.advice or best.summary],
                 best.sampler,
                 size,

@@ -112,6 +112,7 @@ class Conversion:
         function: rows -> rows; pure but for the report and the random generator it is given.
         parameters: what it takes beside the seed.
         streams: memory does not grow with the number of rows.
+        worth: points more or less for `embedloss suggest`: less where the conversion throws information away.
     """
 
     source: str
@@ -120,6 +121,7 @@ class Conversion:
     function: Function
     parameters: tuple[Parameter, ...] = ()
     streams: bool = True
+    worth: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Plain data for `--json`."""

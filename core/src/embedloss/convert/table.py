@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from embedloss.convert import classes, graded, teacher, texts
 from embedloss.convert.job import Conversion, Parameter
 from embedloss.errors import EmbedlossError
@@ -29,6 +31,23 @@ SCALE = Parameter("scale_labels", tuple, "LOW,HIGH: scale linearly from the rang
 
 _INFERENCE = (ENTAILMENT, CONTRADICTION)
 _TEXTS = (CORPUS, QUERIES)
+
+
+# What `embedloss suggest` adds for a conversion: against the habit of the field, or for what it keeps and loses.
+_WORTH = {
+    ("single", "pairs"): -10,  # dropout alone makes the pairs
+    ("single", "source-target"): -5,  # the loss damages texts itself
+    ("single", "pairs+binary"): -40,  # only contrastive tension means such pairs, and it makes them itself
+    ("pairs+score", "pairs"): -10,
+    ("pairs+class", "triplets"): 20,
+    ("pairs+class", "n-tuples"): 20,
+    ("pairs+class", "pairs"): -10,
+    ("triplets", "pairs"): -25,  # the negatives are lost
+    ("n-tuples", "pairs"): -25,
+    ("listwise", "n-tuples"): 30,
+    ("listwise", "triplets"): 10,
+}
+_TO_LISTS = -40  # lists of two grades, where the source had no lists
 
 
 def _table() -> list[Conversion]:
@@ -103,7 +122,11 @@ def _table() -> list[Conversion]:
                 (SCALE,) if scales else (),
             )
         )
-    return found
+    return [replace(c, worth=_WORTH.get((c.source, c.target), _TO_LISTS if _makes_lists(c) else 0)) for c in found]
+
+
+def _makes_lists(conversion: Conversion) -> bool:
+    return conversion.target == "listwise" and conversion.source not in ("listwise", QRELS)
 
 
 CONVERSIONS: tuple[Conversion, ...] = tuple(_table())
