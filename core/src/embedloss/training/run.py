@@ -250,6 +250,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     if os.environ.get("RANK", "0") != "0":  # one process speaks for all
         say = _silent
     prepared = prepare(config, say)
+    import torch
     import transformers
 
     from embedloss.collate import Collator
@@ -258,9 +259,12 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     from embedloss.training import report
     from embedloss.training.guides import GuideCache
     from embedloss.training.manifest import manifest
+    from embedloss.training.memory import return_freed_memory
     from embedloss.training.step import TrainingStep
     from embedloss.training.trainer import Trainer, TrainingArguments, save_step, step_expression
 
+    if not torch.cuda.is_available():
+        return_freed_memory()
     transformers.set_seed(config.seed)
     loss = create_loss(config.loss)
     kind = prepared.kind or choose_kind(config, loss.spec)
