@@ -136,15 +136,14 @@ def _bindings(
 
 
 def _ranked(readings: list[Reading]) -> list[Reading]:
-    """Readings without faults first; labels that are all 0 or 1 are binary rather than ids or scores."""
-    clean = [r for r in readings if not r.report.faults]
-    if not clean:
-        fewest = min(len(r.report.faults) for r in readings)
-        return sorted(readings, key=lambda r: (r is not readings[0], len(r.report.faults) > fewest))
-    columns = clean[0].binding.columns
-    rest = [r for r in readings if r.report.faults]
-    binary = [r for r in clean if r.binding.format.label == "binary" and r.binding.columns == columns]
-    return [*binary, *(r for r in clean if r not in binary), *rest]
+    """Fewest rows with faults first; labels that are all 0 or 1 are binary rather than ids or scores."""
+    wrong = [sum(max(fault.count, 1) for fault in r.report.faults) for r in readings]
+    best = [r for r, faults in zip(readings, wrong, strict=True) if faults == min(wrong)]
+    columns = best[0].binding.columns
+    binary = [r for r in best if r.binding.format.label == "binary" and r.binding.columns == columns]
+    first = (binary or best)[0]
+    rest = [r for r in readings if r is not first]
+    return [first, *(r for r in rest if r in best), *(r for r in rest if r not in best)]
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------

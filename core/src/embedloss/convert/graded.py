@@ -118,15 +118,18 @@ def judged_and_random(rows: Iterable[Numbered], job: Job) -> Iterator[Group]:
     """As `judged`; where less than `negatives` documents are below the threshold, others are drawn from the corpus."""
     texts = list(dict.fromkeys(job["corpus"].values()))
     for group in judged(rows, job):
-        low = sum(grade < job["threshold"] for grade in group.docs.values())
-        missing = min(job["negatives"] - low, len(texts) - len(group.docs))
-        while missing > 0:
-            text = texts[job.rng.randrange(len(texts))]
-            if text not in group.docs and text != group.query:
-                group.docs[text] = 0.0
-                missing -= 1
-            elif len(group.docs) >= len(texts) - 1:
-                break
+        missing = job["negatives"] - sum(grade < job["threshold"] for grade in group.docs.values())
+        taken = {group.query, *group.docs}
+        if missing > 0 and len(texts) < 4 * (len(taken) + missing):  # too few for trying at random
+            rest = [text for text in texts if text not in taken]
+            group.docs.update(dict.fromkeys(job.rng.sample(rest, min(missing, len(rest))), 0.0))
+        else:
+            while missing > 0:
+                text = texts[job.rng.randrange(len(texts))]
+                if text not in taken:
+                    taken.add(text)
+                    group.docs[text] = 0.0
+                    missing -= 1
         yield group
 
 

@@ -60,7 +60,7 @@ def rewrite(name: str) -> Callable[[Iterable[Numbered], Job], Iterator[Row]]:
         target = job["scale_labels"] if scales else None
         scale = linear(rows, target) if target else None
         for _, row in scale[0] if scale else rows:
-            label = row.pop("label", None)
+            label = row.get("label")
             out = {role: row[role] for role in fmt.roles}
             if fmt.label:
                 if scale:
