@@ -141,12 +141,13 @@ class Loss(nn.Module):
     parameter_aliases: ClassVar[dict[str, str]] = {}
 
     @abstractmethod
-    def compute(self, emb: Any, labels: Tensor | None) -> Tensor | Mapping[str, Tensor] | LossOutput:
+    def compute(self, emb: Any, labels: Any) -> Tensor | Mapping[str, Tensor] | LossOutput:
         """The loss of one step.
 
         Args:
             emb: `Embeddings` (`Scores` for a `ScoreLoss` that is called with scores).
-            labels: (rows,), (rows, candidates) or (rows, dim), or None; checked and on the embeddings' device.
+            labels: (rows,), (rows, candidates) or (rows, dim) tensor, checked and on the embeddings' device; None only where
+                the spec has a format without labels.
 
         Returns:
             A scalar, a mapping of named terms that are summed, or a `LossOutput`.
@@ -373,11 +374,10 @@ class ScoreLoss(Loss):
         values = pairwise(self.similarity_fct, emb.own(query)[:, None].expand_as(candidates), candidates)
         return Scores(values * self.scale, mask, emb.context)
 
-    def compute(self, emb: Embeddings | Scores, labels: Tensor | None) -> Tensor | Mapping[str, Tensor] | LossOutput:
+    def compute(self, emb: Embeddings | Scores, labels: Tensor) -> Tensor | Mapping[str, Tensor] | LossOutput:
         """Scores from embeddings where necessary, then `compute_scores`."""
         scores = emb if isinstance(emb, Scores) else self.score(emb)
         values = at_least_float32(scores.values)
-        assert labels is not None  # check_labels has refused it
         if labels.is_floating_point():
             labels = labels.to(values.dtype)
         processes = scores.processes if isinstance(emb, Scores) else emb.world_size
