@@ -8,23 +8,8 @@ from torch import Tensor
 
 
 def pair_features(u: Tensor, v: Tensor, rep: bool, difference: bool, multiplication: bool) -> Tensor:
-    """(rows, parts, dim): u and v, |u - v|, u * v, as chosen. u and v are (rows, dim)."""
-    parts = [u, v] * rep + [(u - v).abs()] * difference + [u * v] * multiplication
-    return torch.stack(parts, 1)
-
-
-def classify(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(rows, classes) logits of features (rows, parts, d) by a classifier for parts of at least that width.
-
-    Args:
-        features: the first d coordinates of every part.
-        weight: (classes, parts * dim) with dim >= d; of each part the first d columns are used.
-        bias: (classes,).
-    """
-    _, parts, width = features.shape
-    dtype = torch.promote_types(features.dtype, weight.dtype)
-    used = weight.view(len(weight), parts, -1)[:, :, :width].flatten(1)
-    return F.linear(features.flatten(1).to(dtype), used.to(dtype), bias.to(dtype))
+    """(rows, parts * dim): u and v, |u - v|, u * v, as chosen, side by side. u and v are (rows, dim)."""
+    return torch.cat([u, v] * rep + [(u - v).abs()] * difference + [u * v] * multiplication, 1)
 
 
 def counted(targets: Tensor, ignore_index: int = -100) -> Tensor:
@@ -67,9 +52,12 @@ def multi_margin_sums(logits: Tensor, targets: Tensor, ignore_index: int = -100)
     return terms.sum() / logits.shape[1], rows.sum()
 
 
-def accuracy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """Share of the rows that count whose highest logit is that of their (most probable) class; 0 without such rows."""
+def class_metrics(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> dict[str, Tensor]:
+    """`accuracy`, the share of the rows that count whose highest logit is that of their (most probable) class, 0 without such
+    rows; and `active`, the share of rows that count.
+    """
     rows = counted(targets, ignore_index)
     ids = targets if targets.ndim == 1 else targets.argmax(1)
     right = (logits.argmax(1) == ids) & rows
-    return right.sum().to(logits.dtype) / rows.sum().clamp(min=1)
+    active = rows.to(logits.dtype).mean()
+    return {"accuracy": right.sum().to(logits.dtype) / rows.sum().clamp(min=1), "active": active}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,75 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedloss.activations import chosen
 from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings, Scores
-from embedloss.errors import EmbedlossError
+from embedloss.linear import LinearLoss, project
 from embedloss.loss import Loss, LossOutput, MeanScoreLoss, ModelInfo
-from embedloss_classification.functional import (
-    accuracy,
-    classify,
-    counted,
-    cross_entropy_sums,
-    multi_margin_sums,
-    pair_features,
-)
+from embedloss.validate import count, must_be, named, optional, positive, share
+from embedloss_classification.functional import class_metrics, cross_entropy_sums, multi_margin_sums, pair_features
 from embedloss_classification.plugin import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, SOFTMAX
 
 IGNORED = -100
 LOSS_FUNCTIONS = ("cross-entropy", "multi-margin")
 _FIELD_NAMES = {"CrossEntropyLoss": "cross-entropy", "MultiMarginLoss": "multi-margin"}
+_REDUCTION = must_be("mean or sum", lambda value: value in ("mean", "sum"))
+_LIST = must_be("a list of numbers of at least 0", lambda value: all(0 <= weight < math.inf for weight in value))
+_WEIGHTS = optional(lambda name, value: [float(weight) for weight in _LIST(name, value)])
+_FACTOR = optional(lambda name, value: positive(name, float(value)))
 
 
-def _share(value: float, parameter: str) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{parameter} must be from 0 to 1, got {value!r}")
-    return value
+class _ClassLoss(Loss):
+    """A loss of logits of classes."""
+
+    def targets(self, labels: Tensor, classes: int, has: str, ignore_index: int = IGNORED) -> Tensor:
+        """Ids (rows,) int64 or probabilities (rows, classes), checked; E105 names the row, the label and `classes`."""
+        if labels.ndim == 2:
+            if labels.shape[1] != classes:
+                raise self.error("E105", f"got labels of {labels.shape[1]} class probabilities, but {has} {classes}.")
+            labels = labels.to(torch.promote_types(labels.dtype, torch.float32))
+            wrong = (labels < 0).any(1) | ((labels.sum(1) - 1).abs() > 1e-3)
+            self.refuse(wrong, "got class probabilities in row {row} that are negative or do not sum to 1.")
+            return labels
+        if labels.is_floating_point() or labels.ndim > 2:
+            raise self.error("E105", "takes class ids (whole numbers 0, 1, ...) or one probability a class.")
+        ids = labels.long()
+        wrong = ((ids < 0) | (ids >= classes)) & (ids != ignore_index)
+        self.refuse(wrong, f"got class {{value}} in row {{row}} of this batch, but {has} {classes}.", ids)
+        return ids
 
 
-def _reduction(value: str) -> str:
-    if value not in ("mean", "sum"):
-        raise ValueError(f"reduction must be mean or sum, got {value!r}")
-    return value
-
-
-def _first(wrong: Tensor) -> int:
-    """Index of the first row with a fault. (rows,) or (rows, k)."""
-    return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
-
-
-def _in_unit_interval(labels: Tensor, name: str) -> Tensor:
-    outside = (labels < 0) | (labels > 1)
-    if bool(outside.any()):
-        row = _first(outside)
-        found = float(labels[row][outside[row]].reshape(-1)[0])
-        raise EmbedlossError(
-            "E105", f"'{name}' takes labels from 0 to 1; row {row + 1} of this batch has {found:g}. Type --scale-labels."
-        )
-    return labels
-
-
-def _class_targets(labels: Tensor, classes: int, name: str, has: str, ignore_index: int = IGNORED) -> Tensor:
-    """Ids (rows,) int64 or probabilities (rows, classes), checked; E105 names the row, the label and `classes`."""
-    if labels.ndim == 2:
-        if labels.shape[1] != classes:
-            raise EmbedlossError("E105", f"'{name}' got labels of {labels.shape[1]} class probabilities, but {has} {classes}.")
-        labels = labels.to(torch.promote_types(labels.dtype, torch.float32))
-        wrong = (labels < 0).any(1) | ((labels.sum(1) - 1).abs() > 1e-3)
-        if bool(wrong.any()):
-            raise EmbedlossError("E105", f"the class probabilities of row {_first(wrong) + 1} are negative or do not sum to 1.")
-        return labels
-    if labels.is_floating_point() or labels.ndim > 2:
-        raise EmbedlossError("E105", f"'{name}' takes class ids (whole numbers 0, 1, ...) or one probability a class.")
-    ids = labels.long()
-    wrong = ((ids < 0) | (ids >= classes)) & (ids != ignore_index)
-    if bool(wrong.any()):
-        row = _first(wrong)
-        raise EmbedlossError("E105", f"'{name}' got class {int(ids[row])} in row {row + 1} of this batch, but {has} {classes}.")
-    return ids
-
-
-class SoftmaxLoss(Loss):
+class SoftmaxLoss(LinearLoss, _ClassLoss):
     """A classifier on the embeddings of two texts (Reimers and Gurevych 2019, arXiv 1908.10084).
 
     The classifier is the loss's own weight: optimised, saved and synchronised with the encoder. It is made by `prepare`, by
@@ -97,7 +66,7 @@ class SoftmaxLoss(Loss):
 
     spec = SOFTMAX
     parameter_aliases: ClassVar[dict[str, str]] = {"sentence_embedding_dimension": "embedding_dimension"}
-    classifier: nn.Linear | None
+    linear_name = "classifier"
 
     def __init__(
         self,
@@ -110,38 +79,30 @@ class SoftmaxLoss(Loss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.embedding_dimension, self.num_labels = embedding_dimension, num_labels
-        self.concatenation_sent_rep = concatenation_sent_rep
-        self.concatenation_sent_difference = concatenation_sent_difference
-        self.concatenation_sent_multiplication = concatenation_sent_multiplication
-        self.loss_fct = chosen(loss_fct, LOSS_FUNCTIONS, "loss_fct", _FIELD_NAMES)
-        self.label_smoothing = _share(label_smoothing, "label_smoothing")
+        self.keep(
+            locals(),
+            embedding_dimension=optional(count),
+            num_labels=optional(count),
+            loss_fct=named(LOSS_FUNCTIONS, _FIELD_NAMES),
+            label_smoothing=share,
+        )
         if label_smoothing and self.loss_fct != "cross-entropy":
             raise ValueError("label_smoothing goes with loss_fct='cross-entropy'")
-        for name, size in (("embedding_dimension", embedding_dimension), ("num_labels", num_labels)):
-            if size is not None and (isinstance(size, bool) or int(size) != size or size < 1):
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
         if not self.parts:
             raise ValueError("at least one of the three concatenation_sent_... parameters must be True")
-        self.register_module("classifier", None)
         if embedding_dimension and num_labels:
-            self._make_classifier(embedding_dimension, num_labels)
+            self.make_linear(self.parts * embedding_dimension, num_labels)
+
+    @property
+    def chosen(self) -> tuple[bool, bool, bool]:
+        """Which of (u and v), |u - v| and u * v are classified."""
+        difference = bool(self.concatenation_sent_difference)
+        return bool(self.concatenation_sent_rep), difference, bool(self.concatenation_sent_multiplication)
 
     @property
     def parts(self) -> int:
         """Vectors that are put side by side before the classifier."""
-        rep, difference = bool(self.concatenation_sent_rep), bool(self.concatenation_sent_difference)
-        return 2 * rep + difference + bool(self.concatenation_sent_multiplication)
-
-    def _make_classifier(self, dimension: int, classes: int, device: torch.device | None = None) -> None:
-        # Drawn from a generator of its own: equal on every process with the same seed, whatever was drawn before.
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-        linear = nn.Linear(self.parts * dimension, classes, device="meta").to_empty(device="cpu")
-        bound = 1 / math.sqrt(linear.in_features)
-        with torch.no_grad():
-            linear.weight.uniform_(-bound, bound, generator=generator)
-            linear.bias.uniform_(-bound, bound, generator=generator)
-        self.classifier = linear.to(device)
+        return sum(self.chosen) + self.chosen[0]
 
     def prepare(self, info: ModelInfo) -> None:
         """Make the classifier, or compare the one there is with the model and the data.
@@ -153,74 +114,47 @@ class SoftmaxLoss(Loss):
         classes = self.num_labels or info.num_classes
         if self.classifier is None:
             if not classes:
-                raise EmbedlossError("E203", f"'{self.spec.name}' needs the number of classes. Type: softmax(num_labels=3)")
-            self._make_classifier(self.embedding_dimension or info.dimension, classes)
-        made = self._weights()
-        dimension = made.in_features // self.parts
-        if dimension != info.dimension:
-            raise EmbedlossError(
-                "E203", f"'{self.spec.name}' has embedding_dimension {dimension}, but the model gives {info.dimension}."
-            )
-        if info.num_classes and info.num_classes > made.out_features:
-            raise EmbedlossError(
-                "E105",
-                f"'{self.spec.name}' has num_labels {made.out_features}, but the data has {info.num_classes} classes.",
-            )
+                raise self.error("E203", "needs the number of classes. Type: softmax(num_labels=3)")
+            self.make_linear(self.parts * (self.embedding_dimension or info.dimension), classes)
+        inputs, outputs = self._made().in_features // self.parts, self._made().out_features
+        if inputs != info.dimension:
+            raise self.error("E203", f"has embedding_dimension {inputs}, but the model gives {info.dimension}.")
+        if info.num_classes and info.num_classes > outputs:
+            raise self.error("E105", f"has num_labels {outputs}, but the data has {info.num_classes} classes.")
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        weight = state_dict.get(prefix + "classifier.weight")
-        if self.classifier is None and weight is not None:
-            self._make_classifier(weight.shape[1] // self.parts, len(weight), weight.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _weights(self) -> nn.Linear:
-        if self.classifier is None:
-            raise EmbedlossError("E203", f"'{self.spec.name}' has no classifier yet. Type: softmax(384, num_labels=3)")
-        return self.classifier
+    def _made(self) -> nn.Linear:
+        if self.linear is None:
+            raise self.error("E203", "has no classifier yet. Type: softmax(384, num_labels=3)")
+        return self.linear
 
     def predict(self, emb: Embeddings) -> Tensor:
         """(rows, num_labels) logits of the pairs of `first` and `second`."""
-        weights = self._weights()
-        u, v = emb.own("first"), emb.own("second")
-        if u.shape[1] * self.parts > weights.in_features:
-            raise EmbedlossError(
-                "E206",
-                f"'{self.spec.name}' was made for embeddings of dimension {weights.in_features // self.parts}, "
-                f"got {u.shape[1]}.",
-            )
-        features = pair_features(
-            u, v, self.concatenation_sent_rep, self.concatenation_sent_difference, self.concatenation_sent_multiplication
-        )
-        return classify(features, weights.weight, weights.bias)
+        made, u, v = self._made(), emb.own("first"), emb.own("second")
+        inputs = made.in_features // self.parts
+        if u.shape[1] > inputs:
+            raise self.error("E206", f"was made for embeddings of dimension {inputs}, got {u.shape[1]}.")
+        return project(pair_features(u, v, *self.chosen), made.weight, made.bias, parts=self.parts)
 
-    @staticmethod
-    def _classes_in(emb: Embeddings, labels: Tensor) -> int:
-        """Number of classes as far as one batch shows it."""
-        if labels.ndim == 2:
-            return labels.shape[1]
-        return max(int(emb.gathered(labels).max()), 0) + 1
-
-    def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
+    def compute(self, emb: Embeddings, labels: Tensor) -> LossOutput:
         """The mean over the rows of all processes that have a class; metrics `accuracy` and `active` of the own rows."""
-        assert labels is not None
         if self.classifier is None:
-            dimension = self.embedding_dimension or emb.dimension
-            self._make_classifier(dimension, self.num_labels or self._classes_in(emb, labels), emb.device)
+            classes = self.num_labels
+            if not classes:  # as many as this batch shows
+                classes = labels.shape[1] if labels.ndim == 2 else max(int(emb.gathered(labels).max()), 0) + 1
+            self.make_linear(self.parts * (self.embedding_dimension or emb.dimension), classes, emb.device)
         logits = self.predict(emb)
-        classes, name = logits.shape[1], self.spec.name
-        targets = _class_targets(labels, classes, name, "num_labels is").detach()
+        targets = self.targets(labels, logits.shape[1], "num_labels is").detach()
         if self.loss_fct == "cross-entropy":
             targets = targets.to(logits.dtype) if targets.ndim == 2 else targets
-            total, count = cross_entropy_sums(logits, targets, self.label_smoothing)
+            total, rows = cross_entropy_sums(logits, targets, self.label_smoothing)
         elif targets.ndim == 1:
-            total, count = multi_margin_sums(logits, targets)
+            total, rows = multi_margin_sums(logits, targets)
         else:
-            raise EmbedlossError("E105", f"'{name}' with loss_fct='multi-margin' takes class ids, not probabilities.")
+            raise self.error("E105", "with loss_fct='multi-margin' takes class ids, not probabilities.")
         if emb.world_size > 1:
-            count = sum_over_processes(count)
-        value = total * emb.world_size / count.clamp(min=1) + (logits * 0).sum()
-        active = counted(targets).to(logits.dtype).mean()
-        return LossOutput.of(value, accuracy=accuracy(logits, targets), active=active)
+            rows = sum_over_processes(rows)
+        value = total * emb.world_size / rows.clamp(min=1) + (logits * 0).sum()
+        return LossOutput.of(value, **class_metrics(logits, targets))
 
 
 class BinaryCrossEntropyLoss(MeanScoreLoss):
@@ -245,38 +179,33 @@ class BinaryCrossEntropyLoss(MeanScoreLoss):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn)
-        self.pos_weight = None if pos_weight is None else float(pos_weight)
-        if self.pos_weight is not None and not 0 < self.pos_weight < math.inf:
-            raise ValueError(f"pos_weight must be above 0 and finite, got {pos_weight!r}")
-        self.reduction = _reduction(reduction)
+        self.keep(locals(), pos_weight=_FACTOR, reduction=_REDUCTION)
 
     def prepare(self, info: ModelInfo) -> None:
         """E302 for a cross-encoder with several outputs."""
         if getattr(info.encoder, "kind", None) == "cross-encoder" and info.dimension != 1:
-            raise EmbedlossError(
-                "E302",
-                f"'{self.spec.name}' needs a cross-encoder with 1 output; this one has {info.dimension}. "
-                "For several classes use cross-entropy.",
-            )
+            needed = f"needs a cross-encoder with 1 output; this one has {info.dimension}. "
+            raise self.error("E302", needed + "For several classes use cross-entropy.")
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Over the pairs of texts. Labels are (rows,), or (rows, candidates) for several texts a row."""
         if labels.ndim == 1 and scores.shape[1] == 1:
             labels = labels[:, None]
         if labels.shape != scores.shape:
-            raise EmbedlossError(
+            raise self.error(
                 "E206",
-                f"'{self.spec.name}' takes one score a label; got scores of shape {tuple(scores.shape)} and labels of "
-                f"shape {tuple(labels.shape)}. A cross-encoder needs one output; for several classes use cross-entropy.",
+                f"takes one score a label; got scores of shape {tuple(scores.shape)} and labels of shape "
+                f"{tuple(labels.shape)}. A cross-encoder needs one output; for several classes use cross-entropy.",
             )
-        labels = _in_unit_interval(labels.masked_fill(~mask, 0), self.spec.name).to(scores.dtype)
+        labels = labels.masked_fill(~mask, 0)
+        found = "takes labels from 0 to 1; row {row} of this batch has {value}. Type --scale-labels."
+        self.refuse((labels < 0) | (labels > 1), found, labels)
         weight = None if self.pos_weight is None else scores.new_tensor(self.pos_weight)
-        terms = F.binary_cross_entropy_with_logits(scores, labels, pos_weight=weight, reduction="none")
+        terms = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), pos_weight=weight, reduction="none")
         return terms.masked_fill(~mask, 0.0).sum(), mask.sum()
 
 
-class CrossEntropyLoss(MeanScoreLoss):
+class CrossEntropyLoss(MeanScoreLoss, _ClassLoss):
     """The scores of a cross-encoder as logits of classes.
 
     Args:
@@ -298,48 +227,38 @@ class CrossEntropyLoss(MeanScoreLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters("cosine", 1.0, activation_fn)
-        if weight is not None and not all(0 <= w < math.inf for w in weight):
-            raise ValueError(f"weight must be a list of numbers of at least 0, got {weight!r}")
-        self.weight = None if weight is None else [float(w) for w in weight]
-        self.ignore_index, self.reduction = ignore_index, _reduction(reduction)
-        self.label_smoothing = _share(label_smoothing, "label_smoothing")
+        self.keep(locals(), weight=_WEIGHTS, reduction=_REDUCTION, label_smoothing=share)
 
     def check_inputs(self, embeddings: Embeddings | Scores) -> None:
         """E206 for embeddings: the classes are outputs of the model."""
         if not isinstance(embeddings, Scores):
-            raise EmbedlossError(
-                "E206", f"'{self.spec.name}' takes Scores (rows, classes) of a cross-encoder. For embeddings use softmax."
-            )
+            raise self.error("E206", "takes Scores (rows, classes) of a cross-encoder. For embeddings use softmax.")
 
     def prepare(self, info: ModelInfo) -> None:
         """E105 if the data has more classes than the model has outputs."""
         if info.encoder is not None and info.num_classes and info.num_classes > info.dimension:
-            raise EmbedlossError(
-                "E105",
-                f"the data has {info.num_classes} classes, but the number of the model's outputs is {info.dimension}.",
-            )
+            found = f"the data has {info.num_classes} classes, but the number of the model's outputs is {info.dimension}."
+            raise self.error("E105", f"cannot train this model: {found}")
 
-    def _targets(self, scores: Tensor, labels: Tensor) -> Tensor:
-        classes, name = scores.shape[1], self.spec.name
+    def class_targets(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The labels as ids, or as probabilities in the dtype of the scores; E105 or E203 if they, or weights, do not fit."""
+        classes = scores.shape[1]
         if classes < 2:
-            raise EmbedlossError("E105", f"'{name}' needs a model with one output a class; this one has {classes} output.")
+            raise self.error("E105", f"needs a model with one output a class; this one has {classes} output.")
         if self.weight is not None and len(self.weight) != classes:
-            raise EmbedlossError("E203", f"'{name}' has {len(self.weight)} class weights, but the model has {classes} outputs.")
-        targets = _class_targets(labels, classes, name, "the number of the model's outputs is", self.ignore_index)
+            raise self.error("E203", f"has {len(self.weight)} class weights, but the model has {classes} outputs.")
+        targets = self.targets(labels, classes, "the number of the model's outputs is", self.ignore_index)
         return targets.to(scores.dtype) if targets.ndim == 2 else targets
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Over the rows that have a class."""
         weight = None if self.weight is None else scores.new_tensor(self.weight)
-        return cross_entropy_sums(scores, self._targets(scores, labels), self.label_smoothing, weight, self.ignore_index)
+        targets = self.class_targets(scores, labels)
+        return cross_entropy_sums(scores, targets, self.label_smoothing, weight, self.ignore_index)
 
-    def compute(self, emb: Embeddings | Scores, labels: Tensor | None) -> LossOutput:
+    def compute(self, emb: Embeddings | Scores, labels: Tensor) -> LossOutput:
         """As every score loss, with the metrics `accuracy` and `active` of the own rows."""
         assert isinstance(emb, Scores)
-        assert labels is not None
-        output = LossOutput.of(super().compute(emb, labels))
         logits = self.activated(emb.values, emb.mask).detach()
-        targets = self._targets(logits, labels)
-        active = counted(targets, self.ignore_index).to(logits.dtype).mean()
-        return replace(output, metrics={"accuracy": accuracy(logits, targets, self.ignore_index), "active": active})
+        metrics = class_metrics(logits, self.class_targets(logits, labels), self.ignore_index)
+        return replace(LossOutput.of(super().compute(emb, labels)), metrics=metrics)
