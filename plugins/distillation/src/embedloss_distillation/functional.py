@@ -6,23 +6,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from embedloss.linear import project as project
 from embedloss.similarity import pairwise_distance
 
 DISTANCES = ("cosine", "l2", "mse")
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor, width: int) -> Tensor:
-    """A linear map cut to its first inputs and outputs: (texts, d) -> (texts, width).
-
-    Args:
-        x: (texts, d), the first d coordinates of the embeddings.
-        weight: (outputs, inputs) with inputs >= d and outputs >= width.
-        bias: (outputs,).
-    """
-    dtype = torch.promote_types(x.dtype, weight.dtype)
-    return linear(x.to(dtype), weight[:width, : x.shape[1]].to(dtype), bias[:width].to(dtype))
 
 
 def embedding_distance(student: Tensor, teacher: Tensor, distance: str) -> Tensor:

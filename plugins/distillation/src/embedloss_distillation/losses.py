@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,19 +12,16 @@ from torch import Tensor, nn
 
 from embedloss.embeddings import Embeddings
 from embedloss.errors import EmbedlossError
-from embedloss.loss import Loss, MeanScoreLoss, ModelInfo
-from embedloss_distillation.functional import (
-    DISTANCES,
-    embedding_distance,
-    kl_divergence,
-    margin_mse,
-    project,
-    squared_error,
-)
+from embedloss.linear import LinearLoss, project
+from embedloss.loss import MeanScoreLoss, ModelInfo
+from embedloss.validate import count, one_of, optional, positive
+from embedloss_distillation.functional import DISTANCES, embedding_distance, kl_divergence, margin_mse, squared_error
 from embedloss_distillation.plugin import DISTILL_KL_DIV, EMBED_DISTILL, MARGIN_MSE, MSE, SCORE_MSE
 
+_POSITIVE = optional(positive)
 
-class EmbedDistillLoss(Loss):
+
+class EmbedDistillLoss(LinearLoss):
     """Mean distance of the student's embeddings, projected if wanted, to a teacher's vectors.
 
     Args:
@@ -41,60 +37,37 @@ class EmbedDistillLoss(Loss):
 
     spec = EMBED_DISTILL
     parameter_aliases: ClassVar[dict[str, str]] = {"distance": "distance_metric"}
+    linear_name = "projection"
 
     def __init__(self, distance_metric: str = "cosine", projection_dim: int | None = None) -> None:
         super().__init__()
-        if distance_metric not in DISTANCES:
-            raise ValueError(f"distance_metric must be one of {', '.join(DISTANCES)}; got {distance_metric!r}")
-        if projection_dim is not None and (not isinstance(projection_dim, int) or projection_dim < 1):
-            raise ValueError(f"projection_dim must be an integer of at least 1, or None, got {projection_dim!r}")
-        self.distance_metric, self.projection_dim = distance_metric, projection_dim
-        self.projection: nn.Linear | None = None
+        self.keep(locals(), distance_metric=one_of(*DISTANCES), projection_dim=optional(count))
 
     # -- the projection ----------------------------------------------------------------------------------------------------
     def prepare(self, info: ModelInfo) -> None:
         """Make the projection and compare the sizes of student and teacher before training (E105, E302)."""
         wanted = self.projection_dim or info.dimension
         if info.label_dimension is not None and info.label_dimension != wanted:
-            raise EmbedlossError("E105", self._wrong_size(info.label_dimension, wanted))
+            raise self.wrong_size(info.label_dimension, wanted)
         self._projection_for(info.dimension)
 
-    def _projection_for(self, dimension: int, like: Tensor | None = None) -> nn.Linear | None:
-        if self.projection_dim is not None and self.projection is None:
-            # As nn.Linear starts, seeded as the process is, but without moving its random numbers.
-            generator = torch.Generator().manual_seed(torch.initial_seed())
-            made = nn.Linear(dimension, self.projection_dim, device="meta").to_empty(device="cpu")
-            with torch.no_grad():
-                for parameter in (made.weight, made.bias):
-                    parameter.uniform_(-(dimension**-0.5), dimension**-0.5, generator=generator)
-            self.projection = made if like is None else made.to(like.device, like.dtype)
-        if self.projection is not None and self.projection.in_features != dimension:
-            raise EmbedlossError(
-                "E302",
-                f"the projection of '{self.spec.name}' takes embeddings of {self.projection.in_features} dimensions; this "
-                f"model gives {dimension}.",
-            )
-        return self.projection
+    def make_linear(self, inputs: int, outputs: int, device: Any = None, dtype: Any = None) -> nn.Linear:
+        """Make the projection; its size is that of the teacher's vectors."""
+        self.projection_dim = outputs
+        return super().make_linear(inputs, outputs, device, dtype)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
-        # A loss that has seen no model yet takes the projection's size from what is loaded.
-        weight = state_dict.get(f"{prefix}projection.weight")
-        if weight is not None and self.projection is None:
-            self.projection_dim = weight.shape[0]
-            self.projection = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+    def _projection_for(self, dimension: int, like: Tensor | None = None) -> nn.Linear | None:
+        if self.projection_dim is not None and self.linear is None:
+            self.make_linear(dimension, self.projection_dim, getattr(like, "device", None), getattr(like, "dtype", None))
+        made = self.linear
+        if made is not None and made.in_features != dimension:
+            takes = f"takes embeddings of {made.in_features} dimensions; this model gives {dimension}."
+            raise EmbedlossError("E302", f"the projection of '{self.spec.name}' {takes}")
+        return made
 
     def save_projection(self, path: str | os.PathLike[str]) -> None:
         """Write the projection as safetensors (`weight`, `bias`). ValueError if there is none."""
-        from safetensors.torch import save_file
-
-        if self.projection is None:
-            raise ValueError(
-                "there is no projection to save. Give projection_dim, and prepare the loss or use it once: its input size is "
-                "the model's."
-            )
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.projection.state_dict().items()}, str(path))
+        self.save_linear(path)
 
     def load_projection(self, path: str | os.PathLike[str]) -> None:
         """Read a projection that `save_projection` wrote; sets `projection_dim` if it was None.
@@ -103,26 +76,11 @@ class EmbedDistillLoss(Loss):
             EmbedlossError: E301 if the file cannot be read.
             ValueError: its sizes differ from those of the loss.
         """
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(str(path))
-            outputs, inputs = state["weight"].shape
-        except Exception as exception:  # safetensors has errors of its own for every kind of damage
-            raise EmbedlossError("E301", f"no projection can be read from '{path}': {exception}") from exception
-        there = self.projection
-        if self.projection_dim not in (None, outputs) or (there is not None and there.in_features != inputs):
-            size = there.in_features if there is not None else "any"
-            raise ValueError(f"'{path}' maps {inputs} to {outputs} dimensions, this loss {size} to {self.projection_dim}")
-        if there is None:
-            self.projection, self.projection_dim = nn.Linear(inputs, outputs, dtype=state["weight"].dtype), outputs
-        assert self.projection is not None
-        self.projection.load_state_dict(state)
+        self.load_linear(path, self.projection_dim)
 
     # -- the loss ------------------------------------------------------------------------------------------------------------
-    def compute(self, emb: Embeddings, labels: Tensor | None) -> Tensor:
+    def compute(self, emb: Embeddings, labels: Tensor) -> Tensor:
         """Mean over all texts; with lists of equal length, the mean over columns of each column's mean."""
-        assert labels is not None  # check_labels has refused it
         role = emb.roles[0]
         student = emb.own(role)
         teacher = self._teacher(labels, emb.lists(role)[1])
@@ -132,27 +90,23 @@ class EmbedDistillLoss(Loss):
             width = teacher.shape[1] if teacher.shape[1] == student.shape[1] else projection.out_features
             student = project(student, projection.weight, projection.bias, min(width, projection.out_features))
         if teacher.shape[1] != student.shape[1]:
-            raise EmbedlossError("E105", self._wrong_size(teacher.shape[1], student.shape[1]))
-        terms = embedding_distance(student, teacher.to(student.dtype), self.distance_metric)
-        # Processes may have different numbers of texts: the mean over all of them, not the mean of means.
-        count = max(len(emb.pool_rows_of(role)), 1)
-        return terms.sum() * (emb.world_size / count)
+            raise self.wrong_size(teacher.shape[1], student.shape[1])
+        return emb.joint_mean(embedding_distance(student, teacher.to(student.dtype), self.distance_metric), role)
 
     def _teacher(self, labels: Tensor, mask: Tensor) -> Tensor:
         """(texts, dim): the teacher's vector of every text, from one vector a row or one a text; mask (rows, texts)."""
         if labels.ndim == 2:
             labels = labels[:, None].expand(-1, mask.shape[1], -1)
         if labels.ndim != 3 or labels.shape[:2] != mask.shape:
-            raise EmbedlossError(
-                "E105",
-                f"'{self.spec.name}' takes one vector a row, ({len(mask)}, dim), or one a text, ({len(mask)}, {mask.shape[1]}, "
-                f"dim); got labels {tuple(labels.shape)}.",
-            )
+            shapes = f"({len(mask)}, dim), or one a text, ({len(mask)}, {mask.shape[1]}, dim)"
+            raise self.error("E105", f"takes one vector a row, {shapes}; got labels {tuple(labels.shape)}.")
         return labels.detach()[mask]
 
-    def _wrong_size(self, found: int, wanted: int) -> str:
+    def wrong_size(self, found: int, wanted: int) -> EmbedlossError:
+        """E105: the teacher's vectors have another size than the student's."""
         repair = f"Type: {self.spec.name.replace('-', '_')}(projection_dim={found})"
-        return f"the teacher's vectors have {found} dimensions, '{self.spec.name}' compares them with {wanted}. {repair}"
+        compared = f"the teacher's vectors have {found} dimensions, '{self.spec.name}' compares them with {wanted}."
+        return EmbedlossError("E105", f"{compared} {repair}")
 
 
 class MSELoss(EmbedDistillLoss):
@@ -169,18 +123,6 @@ class MSELoss(EmbedDistillLoss):
 
     def __init__(self, projection_dim: int | None = None) -> None:
         super().__init__("mse", projection_dim)
-
-
-def _reduction(value: str) -> str:
-    if value not in ("mean", "sum"):
-        raise ValueError(f"reduction must be one of mean, sum; got {value!r}")
-    return value
-
-
-def _refuse(name: str, labels: Tensor, bad: Tensor, what: str) -> None:
-    if bool(bad.any()):
-        row = int(bad.reshape(len(labels), -1).any(1).nonzero()[0]) + 1
-        raise EmbedlossError("E105", f"row {row} of this batch {what}; '{name}' cannot use it.")
 
 
 class ScoreMSELoss(MeanScoreLoss):
@@ -202,17 +144,14 @@ class ScoreMSELoss(MeanScoreLoss):
         self, activation_fn: Any = "identity", reduction: str = "mean", similarity_fct: Any = "cosine", scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn)
-        self.reduction = _reduction(reduction)
+        self.keep(locals())
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Items are rows."""
         labels = labels[:, None] if labels.ndim == 1 else labels
         if labels.shape != scores.shape:
-            raise EmbedlossError(
-                "E206", f"'{self.spec.name}' got labels {tuple(labels.shape)} for scores {tuple(scores.shape)}."
-            )
-        _refuse(self.spec.name, labels, mask & ~labels.isfinite(), "has a label that is not finite")
+            raise self.error("E206", f"got labels {tuple(labels.shape)} for scores {tuple(scores.shape)}.")
+        self.refuse(mask & ~labels.isfinite(), "takes finite labels; row {row} of this batch has {value}.", labels)
         return squared_error(scores, labels, mask)
 
 
@@ -235,21 +174,18 @@ class MarginMSELoss(MeanScoreLoss):
         self, similarity_fct: Any = "dot", activation_fn: Any = "identity", reduction: str = "mean", scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn)
-        self.reduction = _reduction(reduction)
+        self.keep(locals())
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Items are margins."""
         negatives = scores.shape[1] - 1
         labels = labels[:, None] if labels.ndim == 1 else labels
         if negatives < 1 or labels.shape not in ((len(scores), negatives), (len(scores), negatives + 1)):
-            raise EmbedlossError(
-                "E206",
-                f"'{self.spec.name}' takes margins ({len(scores)}, {negatives}) or scores ({len(scores)}, {negatives + 1}) for "
-                f"a positive and {negatives} negatives; got labels {tuple(labels.shape)}.",
-            )
+            shapes = f"margins ({len(scores)}, {negatives}) or scores ({len(scores)}, {negatives + 1})"
+            wanted = f"takes {shapes} for a positive and {negatives} negatives"
+            raise self.error("E206", f"{wanted}; got labels {tuple(labels.shape)}.")
         there = mask if labels.shape[1] > negatives else mask[:, 1:] & mask[:, :1]
-        _refuse(self.spec.name, labels, there & ~labels.isfinite(), "has a label that is not finite")
+        self.refuse(there & ~labels.isfinite(), "takes finite labels; row {row} of this batch has {value}.", labels)
         if labels.shape[1] > negatives:
             labels = labels[:, :1] - labels[:, 1:]
         return margin_mse(scores, labels, mask)
@@ -286,28 +222,20 @@ class DistillKLDivLoss(MeanScoreLoss):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn)
-        self.temperature = temperature
-        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
-        for name in ("temperature", "student_temperature", "teacher_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value!r}")
+        self.keep(locals(), temperature=positive, student_temperature=_POSITIVE, teacher_temperature=_POSITIVE)
         self._looked = False
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Items are rows."""
-        name = self.spec.name
         if labels.shape != scores.shape or scores.shape[1] < 2:
-            raise EmbedlossError(
-                "E206",
-                f"'{name}' takes one teacher score a candidate and at least 2 candidates: got labels {tuple(labels.shape)} for "
-                f"scores {tuple(scores.shape)}. Over one candidate a softmax is constant.",
-            )
+            got = f"got labels {tuple(labels.shape)} for scores {tuple(scores.shape)}"
+            takes = "takes one teacher score a candidate and at least 2 candidates, as a softmax over one is constant"
+            raise self.error("E206", f"{takes}: {got}.")
         teacher = labels.to(scores.dtype).masked_fill(~mask, 0)
-        _refuse(name, teacher, teacher.isnan() | (teacher == math.inf), "has a teacher score that is NaN or inf")
+        wrong = teacher.isnan() | (teacher == math.inf)
+        self.refuse(wrong, "takes no teacher score {value}, which row {row} of this batch has.", teacher)
         left_out = ((teacher == -math.inf) | ~mask).all(1) & mask.any(1)
-        _refuse(name, teacher, left_out, "has only teacher scores of -inf, so that no candidate is left")
+        self.refuse(left_out, "needs a candidate a row; row {row} of this batch has only teacher scores of -inf.")
         student = self.temperature if self.student_temperature is None else self.student_temperature
         target = self.temperature if self.teacher_temperature is None else self.teacher_temperature
         self._look_at(teacher, mask, target)
