@@ -1,15 +1,6 @@
 """embedloss plugin: denoising auto-encoder (TSDAE)."""
 
-from __future__ import annotations
-
-from typing import Any
+from embedloss.lazy import exports
 
 __all__ = ["DenoisingAutoEncoderLoss"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from embedloss_reconstruction import losses
-
-        return getattr(losses, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = exports("embedloss_reconstruction.losses", __all__)

@@ -31,16 +31,14 @@ def _build(config: Any, path: str | None) -> Any:
         else:
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as exception:
-        raise EmbedlossError(
-            "E302", f"a model of type '{config.model_type}' has no decoder form; use an encoder such as BERT or RoBERTa, or "
-            "tie_encoder_decoder=False with the decoder_name_or_path of such a model."
-        ) from exception  # fmt: skip
+        found = f"a model of type '{config.model_type}' has no decoder form"
+        repair = "use BERT, RoBERTa or the like, or tie_encoder_decoder=False with the decoder_name_or_path of such a model"
+        raise EmbedlossError("E302", f"{found}; {repair}.") from exception
     finally:
         logging.set_verbosity(verbosity)
     if "encoder_hidden_states" not in inspect.signature(model.forward).parameters:
-        raise EmbedlossError(
-            "E302", f"a decoder of type '{config.model_type}' has no cross-attention, so it cannot read embeddings."
-        )
+        kind = f"a decoder of type '{config.model_type}'"
+        raise EmbedlossError("E302", f"{kind} has no cross-attention, so it cannot read embeddings.")
     return model
 
 

@@ -42,7 +42,5 @@ def target_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     """
     targets, counts = ids[:, 1:], mask[:, 1:]
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(
-        wide.flatten(0, 1), targets.masked_fill(~counts, -100).flatten(), ignore_index=-100, reduction="sum"
-    )
-    return total, counts.sum(1)
+    wanted = targets.masked_fill(~counts, -100).flatten()
+    return F.cross_entropy(wide.flatten(0, 1), wanted, ignore_index=-100, reduction="sum"), counts.sum(1)

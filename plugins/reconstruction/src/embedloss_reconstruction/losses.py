@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from embedloss.embeddings import Embeddings
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, Row
+from embedloss.validate import callable_or, must_be, one_of
 from embedloss_reconstruction.decoder import saved_elsewhere, tied_decoder, untied_decoder
 from embedloss_reconstruction.functional import delete_words, padding_last, target_loss
 from embedloss_reconstruction.plugin import DENOISING_AUTO_ENCODER
 
 ROLE = "original"
+_CHANCE = must_be("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 class DenoisingAutoEncoderLoss(Loss):
@@ -37,6 +39,7 @@ class DenoisingAutoEncoderLoss(Loss):
     """
 
     spec = DENOISING_AUTO_ENCODER
+    noise: str | Callable[[str, random.Random], str]
 
     def __init__(
         self,
@@ -50,12 +53,7 @@ class DenoisingAutoEncoderLoss(Loss):
             raise ValueError("tie_encoder_decoder=False needs decoder_name_or_path")
         if tie_encoder_decoder and decoder_name_or_path:
             warnings.warn("decoder_name_or_path is not used, as the decoder is tied to the encoder", stacklevel=2)
-        if not callable(noise) and noise not in ("delete", "none"):
-            raise ValueError(f"noise must be delete or none, got {noise!r}")
-        if not 0 <= del_ratio < 1:
-            raise ValueError(f"del_ratio must be at least 0 and below 1, got {del_ratio}")
-        self.decoder_name_or_path, self.tie_encoder_decoder = decoder_name_or_path, tie_encoder_decoder
-        self.noise, self.del_ratio = noise, del_ratio
+        self.keep(locals(), noise=callable_or(one_of("delete", "none")), del_ratio=_CHANCE)
         self.decoder: Any = None
         self._shared: list[str] = []
         self._translate: tuple[Any, Any] | None = None  # tokenizers of encoder and decoder, where they differ
@@ -68,10 +66,9 @@ class DenoisingAutoEncoderLoss(Loss):
         """Single texts become pairs of a damaged and an original text."""
         if format_name != "single":
             return rows, format_name
-        changed = []
-        for row in rows:
-            rest = {k: v for k, v in row.items() if k != "text"}
-            changed.append({**rest, "damaged": self._damage(row["text"], rng), ROLE: row["text"]})
+        changed = [{**row, "damaged": self._damage(row["text"], rng), ROLE: row["text"]} for row in rows]
+        for row in changed:
+            del row["text"]
         return changed, "source-target"
 
     def _damage(self, text: str, rng: random.Random) -> str:
@@ -85,9 +82,7 @@ class DenoisingAutoEncoderLoss(Loss):
             return
         backbone: Any = getattr(info.encoder, "model", None)
         if getattr(backbone, "config", None) is None:
-            raise EmbedlossError(
-                "E302", f"'{self.spec.name}' needs an encoder that is a transformer; static embeddings have no decoder."
-            )
+            raise self.error("E302", "needs an encoder that is a transformer; static embeddings have no decoder.")
         if self.tie_encoder_decoder:
             decoder = tied_decoder(backbone)
         else:
@@ -96,9 +91,8 @@ class DenoisingAutoEncoderLoss(Loss):
             decoder = untied_decoder(self.decoder_name_or_path).to(device=parameter.device, dtype=parameter.dtype)
             self._translate = _tokenizers(info.encoder, self.decoder_name_or_path)
         if decoder.config.hidden_size != info.dimension:
-            raise EmbedlossError(
-                "E302", f"the embeddings have {info.dimension} dimensions, but the decoder reads {decoder.config.hidden_size}."
-            )
+            reads = f"but the decoder reads {decoder.config.hidden_size}"
+            raise EmbedlossError("E302", f"the embeddings have {info.dimension} dimensions, {reads}.")
         self.decoder, self._shared = decoder, saved_elsewhere(decoder, backbone)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
@@ -120,9 +114,8 @@ class DenoisingAutoEncoderLoss(Loss):
         if self._translate is None:
             return ids, mask
         encoder, decoder = self._translate
-        texts = encoder.batch_decode(
-            [row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)], skip_special_tokens=True
-        )
+        real = [row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)]
+        texts = encoder.batch_decode(real, skip_special_tokens=True)
         batch = decoder(texts, padding=True, truncation=True, return_tensors="pt")
         return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
 
