@@ -293,6 +293,10 @@ class Embeddings:
         """The same embeddings with one int64 id a text, equal for equal texts."""
         return self._with(text_ids={**self._leaves.text_ids, **ids})
 
+    def with_row_ids(self, ids: Tensor) -> Embeddings:
+        """The same embeddings with one int64 id a row, as the `id` column gives it."""
+        return self._with(row_ids=ids)
+
     def with_tokens(self, **tokens: tuple[Tensor, Tensor]) -> Embeddings:
         """The same embeddings with token ids and their mask, each (texts, length), of roles that are not encoded."""
         return self._with(tokens={**self._leaves.tokens, **tokens})
