@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+@once_differentiable  # type: ignore[untyped-decorator]
+def _product(_: Any, upstream: Tensor, known: Tensor) -> Tensor:
+    return upstream * known
+
+
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, *inputs_then_gradients: Tensor) -> Tensor:
@@ -16,9 +21,11 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,untyped-decorator]
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(upstream[0] * known for known in ctx.saved_tensors), *(None for _ in ctx.saved_tensors)
+        times = upstream[0]
+        if torch.is_grad_enabled():  # create_graph: the known gradients would pass for constants, a silent mistake
+            times = times.detach().requires_grad_()
+        return None, *(_product(None, times, known) for known in ctx.saved_tensors), *(None for _ in ctx.saved_tensors)
 
 
 def with_gradients(value: Tensor, *known: tuple[Tensor, Tensor]) -> Tensor:
@@ -26,7 +33,8 @@ def with_gradients(value: Tensor, *known: tuple[Tensor, Tensor]) -> Tensor:
 
     Args:
         value: scalar.
-        known: (input, gradient of `value` with respect to it) pairs. First order only.
+        known: (input, gradient of `value` with respect to it) pairs. First order only: differentiating twice is an
+            error.
     """
     inputs, gradients = zip(*known, strict=True)
     result: Tensor = _Known.apply(value, *inputs, *gradients)  # type: ignore[no-untyped-call]
