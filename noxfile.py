@@ -90,8 +90,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Mypy, strict on the core and the plugins."""
     install(session, *DISTRIBUTIONS, extra=["mypy", "types-PyYAML"])
-    for name in DISTRIBUTIONS:
-        session.run("mypy", f"{name}/src")
+    session.run("mypy", *(f"{name}/src" for name in DISTRIBUTIONS))
 
 
 @nox.session

@@ -179,7 +179,8 @@ def _print_conversions() -> None:
                 takes = ", ".join(p.option + (" (needed)" if p.required else "") for p in c.parameters)
                 rows.append((f"from {c.source}", c.summary + (f"; {takes}" if takes else "")))
         print(columns(rows, "  "))
-    print("\nto its own format: without the rows that cannot be used; --scale-labels LOW,HIGH for scores and grades")
+    print()
+    print(wrapped("to its own format: without the rows that cannot be used; --scale-labels LOW,HIGH for scores and grades"))
     print(wrapped("qrels: judgements (query_id, doc_id, score) with --corpus FILE and --queries FILE."))
     print()
 

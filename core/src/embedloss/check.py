@@ -230,7 +230,8 @@ class _Checker:
         if name and not self.binding.label_ignored:
             if kind == "class":
                 self._finish_classes(name)
-            if self.flat and not self.spec.best_first:
+            faulty = any(key[:2] == ("E105", name) for key in self.found)  # the grades are wrong in another way already
+            if self.flat and not self.spec.best_first and not faulty:
                 if self.flat == self.lists:
                     message = f"every one of the {self.lists:,} lists has equal grades only; there is nothing to learn from."
                     self.found["E105", name, "flat"] = (message, [], 0)

@@ -110,7 +110,8 @@ def pairwise_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
     if name == "cosine":
         return 1 - pairwise("cosine", x, y)
     if name == "euclidean":
-        return torch.linalg.vector_norm(x - y, dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(x - y, dim=-1)
+        return norm
     if name == "squared-euclidean":
         return (x - y).pow(2).sum(-1)
     return (x - y).abs().sum(-1)

@@ -63,7 +63,7 @@ def rewrite(name: str) -> Callable[[Iterable[Numbered], Job], Iterator[Row]]:
             label = row.get("label")
             out = {role: row[role] for role in fmt.roles}
             if fmt.label:
-                if scale:
+                if scale and label is not None:
                     label = [scale[1](v) for v in label] if isinstance(label, list) else scale[1](label)
                 out[LABEL_KEYS[fmt.label]] = _plain(label)
             yield out

@@ -292,6 +292,9 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         num_classes=prepared.num_classes,
         label_dimension=prepared.label_dimension,
     )
+    guide_sources: dict[Any, Any] = dict(caches)
+    if not caches:
+        guide_sources = {key: (guide.processor, guide_prompts[key]) for key, guide in guides.items()}
     collator = Collator(
         encoder.processor,
         loss,
@@ -299,7 +302,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         config.chunk_tokens or default_chunk_tokens(),
         prompts,
         kind,
-        caches or {key: (guide.processor, guide_prompts[key]) for key, guide in guides.items()},
+        guide_sources,
         config.seed,
         config.data,
     )
