@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="one round, two data sets, few steps")
     parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--only", default="", help="names of data sets, with commas")
     parser.add_argument("--write")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -79,6 +80,8 @@ def main() -> None:
         if not sets:
             subprocess.run([sys.executable, "-m", "embedloss_cli", "demo-data", f"{scratch}/demo"], check=True)
             sets = {"docstrings": (f"{scratch}/demo/train.jsonl", "anchor,positive")}
+        if options.only:
+            sets = {name: sets[name] for name in options.only.split(",")}
         if options.quick:
             sets = dict(list(sets.items())[:2])
         ratios: dict[str, list[float]] = {"plain": [], "recompute": []}
