@@ -89,7 +89,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict on the core and the plugins."""
-    install(session, *DISTRIBUTIONS, extra=["mypy", "types-PyYAML"])
+    install(session, *DISTRIBUTIONS, extra=["mypy", "types-PyYAML", "pytest"])
     session.run("mypy", *(f"{name}/src" for name in DISTRIBUTIONS))
 
 
