@@ -287,3 +287,10 @@ def test_split_of_a_docstring(docstring, expected):
     from embedloss_cli.demo import split_docstring
 
     assert split_docstring(docstring) == expected
+
+
+def test_replay_of_a_folder_without_a_batch_is_refused(run, tmp_path):
+    result = run("replay", str(tmp_path))
+    assert result.status == 1
+    assert "E403" in result.err
+    assert "batch.pt" in result.err

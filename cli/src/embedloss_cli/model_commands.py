@@ -285,8 +285,25 @@ def init_static(
     print(f"{out}: static encoder, {encoder.embedding.num_embeddings:,} tokens, dimension {encoder.dimension}")
 
 
+def replay(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder named nonfinite-step-... of a run.")],
+    as_json: Json = False,
+) -> None:
+    """Run again the step at which a run became non-finite.
+
+    Example: embedloss replay runs/a/nonfinite-step-12
+    """
+    from embedloss.training.health import replay as run_again
+
+    found = run_again(folder)
+    if as_json:
+        print_json(dict(found))
+        return
+    print(columns(found))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (evaluate, encode, search):
+    for command in (evaluate, encode, search, replay):
         app.command(rich_help_panel=PANEL)(command)
     app.command("init-static", rich_help_panel=PANEL)(init_static)
