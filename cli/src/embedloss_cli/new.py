@@ -159,7 +159,7 @@ testpaths = ["tests"]
     "README.md": """\
 # embedloss-@SLUG@
 
-A loss for [embedloss](https://pypi.org/project/embedloss/): mean cosine distance of positives beyond a margin.
+A loss for embedloss: mean cosine distance of positives beyond a margin.
 
 ```
 pip install embedloss-@SLUG@ embedloss-cli
