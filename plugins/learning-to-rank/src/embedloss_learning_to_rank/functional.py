@@ -7,37 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from embedloss.autograd import with_gradients
+
 SCHEMES = ("none", "ndcg-loss1", "ndcg-loss2", "lambdarank", "ndcg-loss2++")
 
 # Pairs of documents that are looked at together: 4 MB a matrix in float32. Bounds the memory, whatever the batch.
 PAIRS_AT_ONCE = 1 << 20
-
-
-class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient was computed with it, so that no (lists, documents, documents) tensor stays in the graph."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream[0] * gradient, None, None
-
-
-def with_gradient(scores: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """`value` as a function of `scores` with the given gradient (first order only)."""
-    result: Tensor = _KnownGradient.apply(scores, value, gradient)  # type: ignore[no-untyped-call]
-    return result
 
 
 def _blocks(lists: int, documents: int) -> Iterator[tuple[slice, slice]]:
@@ -136,7 +116,7 @@ def lambda_loss(
             gradient[rows] += pull.sum(1)
         unit = math.log(base)
         unsorted = torch.zeros_like(gradient).scatter_(1, order, gradient * (sigma / unit))
-    return with_gradient(scores, total / unit, unsorted), count
+    return with_gradients(total / unit, (scores, unsorted)), count
 
 
 def list_net(scores: Tensor, grades: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,10 +159,8 @@ def list_mle(
     if not bool(some.any()):
         return scores.new_zeros(()), some.sum()
     scores, mask = scores[some], mask[some]
-    if grades is None:
-        order = (~mask).to(torch.uint8).sort(dim=1, stable=True).indices
-    else:
-        order = grades.to(scores.dtype)[some].masked_fill(~mask, -math.inf).sort(dim=1, descending=True, stable=True).indices
+    wanted = mask.to(torch.uint8) if grades is None else grades.to(scores.dtype)[some].masked_fill(~mask, -math.inf)
+    order = wanted.sort(dim=1, descending=True, stable=True).indices
     s, mask = scores.gather(1, order), mask.gather(1, order)
     # The highest score cancels; -inf as padding would make NaN gradients inside logcumsumexp.
     shift = s.detach().masked_fill(~mask, -math.inf).amax(1, keepdim=True)
@@ -227,4 +205,4 @@ def adr_mse(scores: Tensor, grades: Tensor, mask: Tensor, alpha: float = 1.0) ->
             slope = (2 * alpha) * (weight * error)[:, :, None] * beaten * (1 - beaten)
             gradient[rows, own] -= slope.sum(2)
             gradient[rows] += slope.sum(1)
-    return with_gradient(scores, total, gradient), mask.sum()
+    return with_gradients(total, (scores, gradient)), mask.sum()

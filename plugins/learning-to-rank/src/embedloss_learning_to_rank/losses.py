@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedloss.activations import chosen
-from embedloss.errors import EmbedlossError
 from embedloss.loss import MeanScoreLoss
 from embedloss.spec import LossSpec
+from embedloss.validate import count, must_be, named, not_negative, one_of, optional, positive
 from embedloss_learning_to_rank.functional import SCHEMES, adr_mse, lambda_loss, list_mle, list_net
 from embedloss_learning_to_rank.plugin import ADR_MSE, LAMBDA, LIST_MLE, LIST_NET, PLIST_MLE, RANK_NET
 
@@ -28,30 +27,19 @@ _SCHEME_NAMES = {
 HIGHEST_GRADE = 60.0
 
 
-def _row(bad: Tensor) -> int:
-    return int(bad.any(1).nonzero()[0]) + 1
-
-
 class _ListwiseLoss(MeanScoreLoss):
     """What all losses of the family share: one finite grade a document."""
+
+    takes = "takes finite grades"
 
     def grades(self, labels: Tensor, mask: Tensor) -> Tensor:
         """The labels, 0 where there is no document. E206 for a wrong shape, E105 for a grade that is not finite."""
         if labels.shape != mask.shape:
-            raise EmbedlossError(
-                "E206",
-                f"'{self.spec.name}' takes one grade a document: got labels {tuple(labels.shape)} for "
-                f"{tuple(mask.shape)} (lists, documents).",
-            )
+            shapes = f"labels {tuple(labels.shape)} for {tuple(mask.shape)} (lists, documents)"
+            raise self.error("E206", f"takes one grade a document: got {shapes}.")
         labels = labels.masked_fill(~mask, 0)
-        bad = self.unusable(labels)
-        if bool(bad.any()):
-            row = _row(bad)
-            value = float(labels[row - 1][bad[row - 1]][0])
-            raise EmbedlossError("E105", f"row {row} of this batch has the grade {value:g}; '{self.spec.name}' {self.takes}.")
+        self.refuse(self.unusable(labels), f"got in row {{row}} of this batch the grade {{value}}; it {self.takes}.", labels)
         return labels
-
-    takes = "takes finite grades"
 
     def unusable(self, grades: Tensor) -> Tensor:
         """(lists, documents) True where a grade is refused."""
@@ -60,11 +48,6 @@ class _ListwiseLoss(MeanScoreLoss):
     def teaches(self, labels: Tensor, mask: Tensor) -> Tensor:
         """Lists with at least two documents."""
         return mask.sum(1) > 1
-
-
-def _differ(grades: Tensor, mask: Tensor) -> Tensor:
-    grades = grades.double()
-    return grades.masked_fill(~mask, -math.inf).amax(1) > grades.masked_fill(~mask, math.inf).amin(1)
 
 
 class LambdaLoss(_ListwiseLoss):
@@ -102,19 +85,15 @@ class LambdaLoss(_ListwiseLoss):
         mu: float = 10.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise ValueError(f"k must be an integer of at least 1, or None, got {k!r}")
-        if not 0 < sigma < math.inf or not 0 < eps < math.inf:
-            raise ValueError(f"sigma and eps must be above 0 and finite, got {sigma!r} and {eps!r}")
-        if not 0 <= mu < math.inf:
-            raise ValueError(f"mu must be at least 0 and finite, got {mu!r}")
-        if reduction_log not in ("binary", "natural"):
-            raise ValueError(f"reduction_log must be one of binary, natural; got {reduction_log!r}")
-        if weighting_scheme is not None:
-            weighting_scheme = chosen(weighting_scheme, dict.fromkeys(SCHEMES), "weighting_scheme", _SCHEME_NAMES)
-        self.weighting_scheme: str | None = weighting_scheme
-        self.k, self.sigma, self.eps, self.reduction_log, self.mu = k, sigma, eps, reduction_log, mu
+        self.keep(
+            locals(),
+            weighting_scheme=optional(named(SCHEMES, _SCHEME_NAMES)),
+            k=optional(count),
+            sigma=positive,
+            eps=positive,
+            reduction_log=one_of("binary", "natural"),
+            mu=not_negative,
+        )
 
     def unusable(self, grades: Tensor) -> Tensor:
         """Also, where gains are used, grades whose gain 2^grade would swamp all others."""
@@ -123,7 +102,9 @@ class LambdaLoss(_ListwiseLoss):
 
     def teaches(self, labels: Tensor, mask: Tensor) -> Tensor:
         """Lists with two different grades."""
-        return _differ(labels, mask) if mask.shape[1] else mask.any(1)
+        grades = labels.double()
+        highest, lowest = grades.masked_fill(~mask, -math.inf), grades.masked_fill(~mask, math.inf)
+        return highest.amax(1) > lowest.amin(1) if mask.shape[1] else mask.any(1)
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Items are pairs of documents."""
@@ -187,7 +168,7 @@ class ListNetLoss(_ListwiseLoss):
         scale: float = 20.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
+        self.keep(locals())
 
     def unusable(self, grades: Tensor) -> Tensor:
         """-inf leaves a document out; NaN and inf are refused."""
@@ -197,9 +178,7 @@ class ListNetLoss(_ListwiseLoss):
         """Items are lists."""
         grades = self.grades(labels, mask)
         nothing = ((grades == -math.inf) | ~mask).all(1) & mask.any(1)
-        if bool(nothing.any()):
-            row = _row(nothing[:, None])
-            raise EmbedlossError("E105", f"row {row} of this batch has only grades of -inf: no document is left in its target.")
+        self.refuse(nothing, "needs a document in each target: row {row} of this batch has only grades of -inf.")
         return list_net(scores, grades, mask)
 
 
@@ -212,6 +191,12 @@ class PListMLELambdaWeight:
     """
 
     rank_discount_fn: Callable[[Tensor], Tensor] | None = None
+
+
+_POSITION_WEIGHTS = must_be(
+    '"default", None or a function of ranks', lambda value: value is None or callable(value) or value == "default"
+)
+_TRUTH = must_be("True or False", lambda value: isinstance(value, bool))
 
 
 class PListMLELoss(_ListwiseLoss):
@@ -242,14 +227,9 @@ class PListMLELoss(_ListwiseLoss):
         scale: float = 20.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
         if isinstance(lambda_weight, PListMLELambdaWeight):
             lambda_weight = lambda_weight.rank_discount_fn or "default"
-        if lambda_weight is not None and lambda_weight != "default" and not callable(lambda_weight):
-            raise ValueError(f'lambda_weight must be "default", None or a function of ranks, got {lambda_weight!r}')
-        if not isinstance(respect_input_order, bool):
-            raise ValueError(f"respect_input_order must be True or False, got {respect_input_order!r}")
-        self.lambda_weight, self.respect_input_order = lambda_weight, respect_input_order
+        self.keep(locals(), lambda_weight=_POSITION_WEIGHTS, respect_input_order=_TRUTH)
         self._warned = False
         self.bind_spec(type(self).spec)
 
@@ -262,17 +242,14 @@ class PListMLELoss(_ListwiseLoss):
         grades = self.grades(labels, mask)
         if self.respect_input_order:
             self._compare_order(grades, mask)
-        if not callable(self.lambda_weight):
-            return list_mle(scores, None if self.respect_input_order else grades, mask, self.lambda_weight)
-        return list_mle(scores, None if self.respect_input_order else grades, mask, self._discount)
+        discount = self._discount if callable(self.lambda_weight) else self.lambda_weight
+        return list_mle(scores, None if self.respect_input_order else grades, mask, discount)
 
     def _discount(self, ranks: Tensor) -> Tensor:
         weights = torch.as_tensor(self.lambda_weight(ranks), device=ranks.device)
         if weights.shape != ranks.shape:
-            raise EmbedlossError(
-                "E203",
-                f"lambda_weight must give one weight a rank: got {tuple(weights.shape)} for ranks {tuple(ranks.shape)}.",
-            )
+            found = f"got {tuple(weights.shape)} for ranks {tuple(ranks.shape)}"
+            raise self.error("E203", f"needs a lambda_weight that gives one weight a rank: {found}.")
         return weights
 
     def _compare_order(self, grades: Tensor, mask: Tensor) -> None:
@@ -341,10 +318,7 @@ class ADRMSELoss(_ListwiseLoss):
         scale: float = 20.0,
     ) -> None:
         super().__init__()
-        self.keep_score_parameters(similarity_fct, scale, activation_fn, mini_batch_size)
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"alpha must be above 0 and finite, got {alpha!r}")
-        self.alpha = alpha
+        self.keep(locals(), alpha=positive)
 
     def sums(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Items are documents."""
