@@ -304,6 +304,21 @@ def test_pooling_of_half_precision_sums_in_float32() -> None:
 
 
 # -- folders --------------------------------------------------------------------------------------------------------------
+def test_normalizing_is_the_users_choice_and_is_saved(bert: Path, tmp_path: Path) -> None:
+    as_saved, unit, free = (load_encoder(bert, normalize=choice) for choice in (None, True, False))
+    texts = ["a text", "another one"]
+    np.testing.assert_allclose(np.linalg.norm(unit.encode(texts), axis=1), 1, atol=1e-6)
+    assert abs(np.linalg.norm(free.encode(texts), axis=1) - 1).min() > 0.01
+    assert unit.normalizes
+    assert not free.normalizes
+    unit.save(tmp_path / "unit")
+    assert load_encoder(tmp_path / "unit").normalizes
+    np.testing.assert_array_equal(load_encoder(tmp_path / "unit", normalize=False).encode(texts), free.encode(texts))
+    assert as_saved.normalizes == any(isinstance(module, Normalize) for module in as_saved.after)
+    with pytest.raises(EmbedlossError, match="leave out normalize"):
+        load_encoder(bert, "cross-encoder", normalize=True)
+
+
 def test_round_trip(bert: Path, tmp_path: Path) -> None:
     settings = json.loads((bert / "config_sentence_transformers.json").read_text())
     settings |= {"prompts": {"query": "many "}, "default_prompt_name": "query", "similarity_fn_name": "dot", "mine": 1}

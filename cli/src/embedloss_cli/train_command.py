@@ -36,6 +36,9 @@ def train(
     pooling: Annotated[
         str | None, typer.Option(metavar="NAME", help="mean, cls, max, weightedmean, lasttoken.", rich_help_panel=MODEL)
     ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Scale embeddings to length 1.", rich_help_panel=MODEL)
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompt", metavar="ROLE=TEXT", help="Put before texts of a role.", rich_help_panel=MODEL),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 
 import pytest
 import torch
 
 from embedloss import Embeddings, EmbedlossError, create_loss, list_losses
+from embedloss.loss import ModelInfo
+from embedloss.testing.models import tiny_bert
 from embedloss_contrastive.functional import draw_partners, own_match
 
 DISTANCES = ["cosine", "euclidean", "squared-euclidean", "manhattan"]
@@ -443,3 +446,15 @@ def test_specs_and_examples(spec, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", spec.doc, re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out
+
+
+def test_tension_warns_of_embeddings_of_length_one(tmp_path):
+    from embedloss import load_encoder
+
+    tiny_bert(tmp_path)
+    loss = create_loss("contrastive-tension")
+    with pytest.warns(UserWarning, match="--no-normalize"):
+        loss.prepare(ModelInfo(8, load_encoder(tmp_path, normalize=True)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss.prepare(ModelInfo(8, load_encoder(tmp_path, normalize=False)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from embedloss.encoders.modules import Normalize
 from embedloss.encoders.text import StaticProcessor, TextProcessor
 from embedloss.errors import EmbedlossError
 
@@ -49,6 +50,11 @@ class Encoder(nn.Module):
     def similarity(self) -> str:
         """The similarity that the model was made for: cosine unless its folder says otherwise."""
         return str(self.settings.get("similarity_fn_name") or "cosine")
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether every embedding has length 1."""
+        return any(isinstance(module, Normalize) for module in list(getattr(self, "after", ()))[-1:])
 
     def forward(self, features: dict[str, Tensor], layers: bool = False) -> Any:
         """Embeddings of one chunk, (texts, dimension); with `layers` a list of them, embedding layer first, final last."""

@@ -15,7 +15,7 @@ from embedloss.encoders.base import Encoder
 from embedloss.encoders.bi import BiEncoder, text_config
 from embedloss.encoders.cross import CrossEncoder, PairProcessor
 from embedloss.encoders.folder import SETTINGS, module_name, one_line, read_after, read_modules, read_object, read_weights
-from embedloss.encoders.modules import Pooling
+from embedloss.encoders.modules import Normalize, Pooling
 from embedloss.encoders.static import StaticEncoder
 from embedloss.encoders.text import UNLIMITED, StaticProcessor, TextProcessor, pad_id
 from embedloss.errors import EmbedlossError
@@ -32,6 +32,7 @@ def load_encoder(
     device: str | torch.device | None = None,
     max_length: int | None = None,
     pooling: str | list[str] | None = None,
+    normalize: bool | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
@@ -46,6 +47,7 @@ def load_encoder(
         device: where the weights go; None leaves them on the CPU.
         max_length: maximal number of tokens of a text; None takes what the folder says.
         pooling: "mean", "cls", "cls+mean", ..., instead of what the folder says; "mean" where it says nothing.
+        normalize: scale every embedding to length 1, or not; None takes what the folder says. Saved with the model.
         trust_remote_code: run code that the model brings along.
         revision: branch, tag or commit on the hub.
         dtype: of the weights; None is float32, in which training is safe, "auto" what was saved.
@@ -74,12 +76,14 @@ def load_encoder(
     if entries is not None and module_name(entries[0]) == "StaticEmbedding":
         if kind == "cross-encoder":
             raise EmbedlossError("E301", f"{folder} holds word vectors; a cross-encoder needs a transformer.")
-        encoder = load_static_encoder(folder, entries, settings, max_length)
+        encoder = load_static_encoder(folder, entries, settings, max_length, normalize)
     elif (kind or saved) == "cross-encoder":
+        if normalize is not None:
+            raise EmbedlossError("E301", "a cross-encoder gives scores, not embeddings to normalize; leave out normalize.")
         head = {"num_labels": num_labels, "seed": seed, "fresh": saved != "cross-encoder"}
         encoder = load_cross_encoder(folder, entries, settings, max_length, options, head)
     else:
-        encoder = load_bi_encoder(folder, entries, settings, max_length, pooling, options)
+        encoder = load_bi_encoder(folder, entries, settings, max_length, pooling, normalize, options)
     return encoder.to(device) if device is not None else encoder
 
 
@@ -145,6 +149,7 @@ def load_bi_encoder(
     settings: dict[str, Any],
     max_length: int | None,
     pooling: Any,
+    normalize: bool | None,
     options: dict[str, Any],
 ) -> BiEncoder:
     """A transformer with what comes after it."""
@@ -162,6 +167,7 @@ def load_bi_encoder(
     if not after:
         after = [Pooling(pooling or "mean", size)]
     check_sizes(after, size, folder)
+    after = with_normalize(after, normalize)
     lower_case = bool(config.get("do_lower_case", False))
     if lower_case:
         lower(tokenizer)
@@ -170,8 +176,16 @@ def load_bi_encoder(
     return BiEncoder(model, processor, after, settings, lower_case)
 
 
+def with_normalize(after: list[nn.Module], normalize: bool | None) -> list[nn.Module]:
+    """The modules without their normalising ones, and with one at the end if `normalize`; as they are if it is None."""
+    if normalize is None:
+        return after
+    kept = [module for module in after if not isinstance(module, Normalize)]
+    return [*kept, Normalize()] if normalize else kept
+
+
 def load_static_encoder(
-    folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], max_length: int | None
+    folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], max_length: int | None, normalize: bool | None
 ) -> StaticEncoder:
     """A table of vectors with what comes after it."""
     from tokenizers import Tokenizer
@@ -197,6 +211,7 @@ def load_static_encoder(
             "E301", f"{folder / 'modules.json'} names a Pooling after a StaticEmbedding, which has nothing to pool."
         )
     check_sizes(after, table.shape[1], folder)
+    after = with_normalize(after, normalize)
     return StaticEncoder(table.contiguous(), StaticProcessor(tokenizer, max_length), after, settings)
 
 

@@ -33,6 +33,7 @@ class RunConfig:
         kind: "bi-encoder" or "cross-encoder"; by default what the loss trains.
         max_length: longest text in tokens; by default the model's.
         pooling: mean, cls, max, weightedmean or lasttoken; only for a model that does not say.
+        normalize: scale embeddings to length 1, or not; by default as the model does.
         prompts: role -> text put before every text of that role.
         epochs: passes over the data; ignored if `max_steps` is set.
         max_steps: optimizer steps; 0 trains nothing and saves the model as it is.
@@ -73,6 +74,7 @@ class RunConfig:
     kind: str | None = None
     max_length: int | None = None
     pooling: str | None = None
+    normalize: bool | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     epochs: float = 1.0
     max_steps: int | None = None

@@ -215,6 +215,7 @@ def make_encoder(config: RunConfig, data: Any, kind: str, num_classes: int | Non
         kind=kind,
         max_length=config.max_length,
         pooling=config.pooling,
+        normalize=config.normalize,
         trust_remote_code=config.trust_remote_code,
         num_labels=outputs,
         seed=config.seed,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from embedloss.embeddings import Embeddings
-from embedloss.loss import Loss, LossOutput, Requirements, share_of
+from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, share_of
 from embedloss.similarity import pairwise_distance
 from embedloss.validate import count, positive
 from embedloss_contrastive.functional import contrastive, contrastive_tension, draw_partners, online_contrastive, own_match
@@ -106,6 +107,12 @@ class ContrastiveTensionLoss(_TwinLoss):
     def __init__(self, pos_neg_ratio: int = 8) -> None:
         super().__init__()
         self.keep(locals(), pos_neg_ratio=count)
+
+    def prepare(self, info: ModelInfo) -> None:
+        """A warning if the encoder's embeddings have length 1: their dot products cannot tell pairs apart."""
+        if getattr(info.encoder, "normalizes", False):
+            found = "contrastive-tension scores pairs by dot products, which embeddings of length 1 keep between -1 and 1"
+            warnings.warn(f"{found}; it hardly learns. Type --no-normalize (load_encoder(..., normalize=False)).", stacklevel=2)
 
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The sum over pairs; the metric `positives` is the share of pairs of equal texts."""

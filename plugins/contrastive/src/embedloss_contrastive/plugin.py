@@ -163,7 +163,9 @@ All need the embeddings of the copy, `.with_twin(...)`, which the trainer provid
 **When to use it**
 
 Texts without any labels. Start from a pretrained language model and use a small learning rate: the first steps undo the copies'
-initial agreement. The metric `positives` is the share of pairs of equal texts; a batch without any only pushes apart.
+initial agreement. The embeddings must not be scaled to length 1, or no score leaves the range -1 to 1: `--no-normalize`, or
+`load_encoder(..., normalize=False)`. The metric `positives` is the share of pairs of equal texts; a batch without any only
+pushes apart.
 
 **Relations**
 
