@@ -55,7 +55,7 @@ def loss_page(spec: LossSpec) -> str:
         ("trains", " and ".join(spec.models)),
         ("install", f"`pip install {spec.distribution}`"),
         ("batches", f"{spec.sampler}; {'other rows of the batch matter' if spec.scope == 'batch' else 'rows are independent'}"),
-        ("labels", f"{spec.label_range[0]:g} to {spec.label_range[1]:g}" if spec.label_range else ""),
+        ("labels", spec.allowed_labels()),
         ("paper", spec.citation),
     ]
     parameters = parameters_of(spec).items()

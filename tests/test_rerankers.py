@@ -396,6 +396,16 @@ def test_what_cannot_be_ranked_is_refused(work, monkeypatch, capsys, words, code
         ({"docs": ["a", " "], "grades": [1, 0]}, "list-net", "E104: column 'docs', row 3: an empty text"),
         ({"docs": ["a", "b"], "grades": [1, float("nan")]}, "list-net", "E105: column 'grades', row 3: a value that is null"),
         ({"docs": ["a", "b"], "grades": [1, None]}, "rank-net", "E105: column 'grades', row 3: a value that is null"),
+        ({"docs": ["a", "b"], "grades": [1, float("-inf")]}, "lambda-loss", "row 3: a value that is null, NaN or infinite"),
+        ({"docs": ["a", "b"], "grades": [1, float("inf")]}, "list-net", "row 3: a value that is null, NaN or +infinity"),
+        ({"docs": ["a"], "grades": [float("-inf")]}, "list-net", "E105: column 'grades', row 3: only values of -inf"),
+        ({"docs": ["a", "b"], "grades": [1, float("-inf")]}, "list-net + rank-net", "null, NaN or infinite"),
+        ({"docs": ["a", "b"], "grades": [61, 0]}, "lambda-loss", "row 3: labels from 0 to 61; 'lambda-loss' takes at most 60."),
+        (
+            {"docs": ["a", "b"], "grades": [61, 0]},
+            "rank-net + lambda-loss",
+            "row 3: labels from 0 to 61; 'sum' takes at most 60.",
+        ),
         ({"docs": ["a", "b"], "grades": [0, 1]}, "list-mle", "E105: column 'grades', row 3: a better grade comes later"),
         ({"docs": ["a", "b"], "grades": [0, 1]}, "0.5 * plist-mle + list-net", "row 3: a better grade comes later"),
     ],
@@ -408,6 +418,31 @@ def test_lists_that_cannot_be_used_are_refused_with_their_row(work, tmp_path, ca
     assert run(["train", "--model", str(work / "cross"), *options]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "grade"),
+    [
+        ("list-net", float("-inf")), ("0.5 * list-net", float("-inf")), ("list-net", 61), ("rank-net", 61),
+        ("lambda_loss(weighting_scheme=None)", 61), ("lambda-loss", 60), ("lambda-loss", -1),
+    ],
+)  # fmt: skip
+def test_grades_that_a_loss_has_a_use_for_are_trained_on(work, tmp_path, loss, grade):
+    rows = [{"query": q, "docs": ["red", "green", "blue"], "grades": [1.0, 0.0, grade]} for q in ("red", "green")]
+    write(work / "grades.jsonl", rows)
+    assert train(work, tmp_path / "out", loss, "grades", "cross", "--max-steps", "1") == 0
+    before, after = (load_encoder(folder).state_dict() for folder in (work / "cross", tmp_path / "out"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_a_teacher_may_leave_candidates_out(work, tmp_path, capsys):
+    rows = [{"query": q, "positive": "red", "negative": ["green"], "scores": [1.0, -np.inf]} for q in ("red", "green")]
+    file = write(tmp_path / "scores.jsonl", rows)
+    assert run(["check", file, "--loss", "distill-kl-div"]) == 0
+    write(tmp_path / "scores.jsonl", [*rows, {**rows[0], "scores": [-np.inf, -np.inf]}])
+    assert run(["check", file, "--loss", "distill-kl-div"]) == 1
+    assert "row 3: only values of -inf" in capsys.readouterr().err
 
 
 def test_the_order_may_be_sorted_instead(work, tmp_path, capsys):

@@ -91,7 +91,7 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Name or alias
         ("takes", _takes(spec)),
         ("trains", " and ".join(spec.models)),
         ("sampler", spec.sampler),
-        ("labels", f"{spec.label_range[0]:g} to {spec.label_range[1]:g}" if spec.label_range else ""),
+        ("labels", spec.allowed_labels()),
         (
             "status",
             "" if spec.status == "stable" else spec.status + (f"; type {spec.deprecated_by}" if spec.deprecated_by else ""),

@@ -387,15 +387,17 @@ class _Checker:
             self.range(name, numbers, finite)
 
     def range(self, name: str, numbers: Any, finite: Any, owner: Any = None) -> None:
-        if self.spec.label_range is None or self.scaled:
+        if self.scaled:
             return
-        low, high = self.spec.label_range
+        low, high = self.spec.label_range or (-np.inf, np.inf)
+        advice = "Type --scale-labels to map them linearly, or change the file."
+        if self.spec.highest_label is not None and self.spec.highest_label < high:
+            high, advice = self.spec.highest_label, "Number the grades 0, 1, 2, ..., or divide them."
         bad = np.flatnonzero(finite & ((numbers < low) | (numbers > high)))
         if len(bad):
             self.fault(
                 "E105",
-                f"labels from {{low:g}} to {{high:g}}; '{self.spec.name}' takes {low:g} to {high:g}. "
-                f"Type --scale-labels to map them linearly, or change the file.",
+                f"labels from {{low:g}} to {{high:g}}; '{self.spec.name}' takes {self.spec.allowed_labels()}. {advice}",
                 name,
                 bad if owner is None else owner[bad],
                 "range",
@@ -414,7 +416,7 @@ class _Checker:
         return total
 
     def candidates(self, name: str, values: pa.Array) -> None:
-        """One number a candidate: as many as there are texts, all finite."""
+        """One number a candidate: as many as there are texts, all finite but for -inf where the loss gives it a meaning."""
         fmt = self.binding.format
         roles = {"margins": fmt.roles[2:], "scores": fmt.roles[1:], "grades": fmt.roles[1:]}[fmt.label or ""]
         wanted = sum(self._count(role) for role in roles)
@@ -428,10 +430,15 @@ class _Checker:
         owner = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
         inside = pc.list_flatten(values)
         numbers = inside.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        if len(bad):
-            self.fault("E105", "a value that is null, NaN or infinite in the list.", name, owner[bad])
         finite = np.isfinite(numbers)
+        bad, what = ~finite, "null, NaN or infinite"
+        if self.spec.leaves_out:
+            bad, what = bad & ~(numbers == -np.inf), "null, NaN or +infinity"
+            found = np.isin(owner, owner[finite | bad], invert=True)
+            if found.any():
+                self.fault("E105", "only values of -inf in the list; no candidate is left.", name, owner[found])
+        if bad.any():
+            self.fault("E105", f"a value that is {what} in the list.", name, owner[bad])
         if finite.any():
             self.widen(numbers, finite)
             self.range(name, numbers, finite, owner)

@@ -460,6 +460,8 @@ class Modifier(Loss):
             scope=inner.scope,
             sampler=inner.sampler,
             label_range=inner.label_range,
+            highest_label=inner.highest_label,
+            leaves_out=inner.leaves_out,
             best_first=inner.best_first,
             any_format=inner.any_format,
             deviations={**inner.deviations, **spec.deviations},
@@ -534,6 +536,8 @@ class WeightedSum(Loss):
             scope="batch" if any(s.scope == "batch" for s in specs) else "row",
             sampler=next(iter(samplers), "random"),  # type: ignore[arg-type]
             label_range=(max(r[0] for r in ranges), min(r[1] for r in ranges)) if ranges else None,
+            highest_label=min((s.highest_label for s in bound if s.highest_label is not None), default=None),
+            leaves_out=bool(bound) and all(s.leaves_out for s in bound),
             best_first=next((s.best_first for s in bound if s.best_first), ""),
         )
 

@@ -39,6 +39,8 @@ class LossSpec:
         scope: "row" (rows are independent) or "batch" (other rows matter, e.g. as negatives).
         sampler: recommended batch sampler: "random", "no-duplicates" or "group-by-label".
         label_range: lowest and highest allowed label, or None.
+        highest_label: highest allowed label of a loss that sets no lowest one, or None.
+        leaves_out: a label of -inf leaves its candidate out of the target; one finite label a row is needed.
         best_first: what to type where grades are not read because the documents of a list are taken as given, best first, such
             as "respect_input_order=False"; data in which a better grade comes later is refused.
         recommended: 0 to 100, how readily `embedloss suggest` names it among the losses that take the same data; 0 is last.
@@ -66,6 +68,8 @@ class LossSpec:
     scope: Literal["row", "batch"] = "row"
     sampler: Literal["random", "no-duplicates", "group-by-label"] = "random"
     label_range: tuple[float, float] | None = None
+    highest_label: float | None = None
+    leaves_out: bool = False
     best_first: str = ""
     recommended: int = 0
     advice: str = ""
@@ -110,6 +114,13 @@ class LossSpec:
         ):
             raise ValueError(f"label_range of loss '{self.name}' must be (lowest, highest), got {self.label_range!r}")
 
+    def allowed_labels(self) -> str:
+        """For people: "0 to 1", "at most 60", or "" where any finite number will do."""
+        if self.label_range:
+            return f"{self.label_range[0]:g} to {self.label_range[1]:g}"
+        limits = [f"at most {self.highest_label:g}"] if self.highest_label is not None else []
+        return ", ".join([*limits, *["-inf leaves a candidate out"] * self.leaves_out])
+
     def load(self) -> type[Loss]:
         """Import the class. An `EmbedlossError` (E205) says why it cannot be imported."""
         module, _, attribute = self.target.partition(":")
@@ -145,6 +156,8 @@ class LossSpec:
             "scope": self.scope,
             "sampler": self.sampler,
             "label_range": list(self.label_range) if self.label_range else None,
+            "highest_label": self.highest_label,
+            "leaves_out": self.leaves_out,
             "best_first": self.best_first,
             "recommended": self.recommended,
             "status": self.status,

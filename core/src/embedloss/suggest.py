@@ -137,7 +137,7 @@ def _taking(specs: Sequence[LossSpec], name: str) -> list[LossSpec]:
 
 def _profile(spec: LossSpec) -> tuple[object, ...]:
     """What a check of rows depends on."""
-    return spec.label_range, spec.sampler == "group-by-label", bool(spec.best_first)
+    return spec.label_range, spec.sampler == "group-by-label", bool(spec.best_first), spec.highest_label, spec.leaves_out
 
 
 def _reports(
@@ -149,7 +149,7 @@ def _reports(
         for r in readings
         for s in _taking(specs, r.binding.format.name)
     }
-    if any(key[1] != (None, False, False) for key in checkers):
+    if any(key[1] != (None, False, False, None, False) for key in checkers):
         for table in Chunks(source):
             for checker in checkers.values():
                 checker.add(table)

@@ -257,6 +257,7 @@ DISTILL_KL_DIV = LossSpec(
     recommended=85,
     advice="the teacher's distribution over the documents of a query",
     aliases=("kl-div", "distill-kl"),
+    leaves_out=True,
     field_name="DistillKLDivLoss",
     target="embedloss_distillation.losses:DistillKLDivLoss",
     summary="the teacher's distribution over a query's candidates",

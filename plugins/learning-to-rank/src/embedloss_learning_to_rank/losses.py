@@ -24,7 +24,6 @@ _SCHEME_NAMES = {
     "LambdaRankScheme": "lambdarank",
     "NDCGLoss2PPScheme": "ndcg-loss2++",
 }
-HIGHEST_GRADE = 60.0
 
 
 class _ListwiseLoss(MeanScoreLoss):
@@ -94,11 +93,16 @@ class LambdaLoss(_ListwiseLoss):
             reduction_log=one_of("binary", "natural"),
             mu=not_negative,
         )
+        self.bind_spec(type(self).spec)
+
+    def bind_spec(self, spec: LossSpec) -> None:
+        """Without gains there is no highest grade."""
+        super().bind_spec(spec if self.weighting_scheme not in (None, "none") else replace(spec, highest_label=None))
 
     def unusable(self, grades: Tensor) -> Tensor:
         """Also, where gains are used, grades whose gain 2^grade would swamp all others."""
-        highest = math.inf if self.weighting_scheme in (None, "none") else HIGHEST_GRADE
-        return ~grades.isfinite() | (grades > highest)
+        highest = self.spec.highest_label
+        return ~grades.isfinite() | (grades > (math.inf if highest is None else highest))
 
     def teaches(self, labels: Tensor, mask: Tensor) -> Tensor:
         """Lists with two different grades."""
