@@ -111,6 +111,13 @@ CASES = {
     "search: empty text": ({"data.jsonl": rows({"text": "a"}, {"text": ""})}, "search model q --docs data.jsonl"),
     "init-static: no texts": ({"data.jsonl": rows({"a": 1}, {"a": 2})}, "init-static data.jsonl out"),
     "demo-data: not empty": ({"out/x": "x"}, "demo-data out"),
+    "mine: settings": (
+        {"data.jsonl": ROWS},
+        "mine data.jsonl --model model --out a.jsonl --num-negatives 0 --relative-margin 5",
+    ),
+    "mine: output unknown": ({"data.jsonl": ROWS}, "mine data.jsonl --model model --out a.jsonl --to pairs"),
+    "mine: judgements without texts": ({"data.jsonl": ROWS}, "mine --qrels data.jsonl --model model --out a.jsonl"),
+    "mine: no pairs": ({"data.jsonl": rows({"text": "a"}, {"text": "b"})}, "mine data.jsonl --model model --out a.jsonl"),
     "plugin file missing": ({"data.jsonl": ROWS}, "list --plugin gone.py"),
 }
 

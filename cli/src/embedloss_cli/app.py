@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from embedloss_cli import conformance, convert, data_commands, list_commands, model_commands, new, rank, suggest, train_command
+from embedloss_cli import (
+    conformance,
+    convert,
+    data_commands,
+    list_commands,
+    mine,
+    model_commands,
+    new,
+    rank,
+    suggest,
+    train_command,
+)
 from embedloss_cli.output import note
 
 
@@ -59,6 +70,7 @@ def build_app(with_plugins: bool = True) -> typer.Typer:
     data_commands.register(app)
     suggest.register(app)
     convert.register(app)
+    mine.register(app)
     train_command.register(app)
     model_commands.register(app)
     rank.register(app)

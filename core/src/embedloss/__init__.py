@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embedloss.embeddings import Embeddings
     from embedloss.encoders import Encoder, load_encoder
     from embedloss.loss import Loss, LossOutput, Modifier, ScoreLoss
+    from embedloss.mining import mine
     from embedloss.registry import create_loss, list_losses
     from embedloss.training import Trainer, TrainingArguments, TrainingStep
 
@@ -35,6 +36,7 @@ _LAZY = {
     "for_sentence_transformers": "embedloss.adapters",
     "from_sentence_transformers_loss": "embedloss.adapters",
     "list_losses": "embedloss.registry",
+    "mine": "embedloss.mining",
     "Trainer": "embedloss.training",
     "TrainingArguments": "embedloss.training",
     "TrainingStep": "embedloss.training",
@@ -60,6 +62,7 @@ __all__ = [
     "hookimpl",
     "list_losses",
     "load_encoder",
+    "mine",
 ]
 
 

@@ -69,6 +69,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A conversion is not possible",
         "`embedloss formats` lists the conversions and what each needs.",
     ),
+    "E108": Explanation(
+        "Hard negatives cannot be mined",
+        "A setting is out of range, a file is missing that judgements need, or no document is left as a negative.\n"
+        "`embedloss mine --help` lists the settings. Filters that take out every candidate are named in the message.",
+    ),
     # 2xx: losses, plugins, expressions
     "E201": Explanation(
         "Unknown loss",

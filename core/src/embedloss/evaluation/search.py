@@ -7,65 +7,91 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from embedloss.errors import EmbedlossError
 from embedloss.evaluation.embed import check_finite, similarity_of
-from embedloss.evaluation.metrics import Floats, unit
+from embedloss.evaluation.metrics import Floats
+from embedloss.similarity import matrix
 
 logger = logging.getLogger(__name__)
 
-# Scores held at a time: queries of a block times documents.
+# Queries of a block, and scores held at a time: queries of a block times documents of a block.
+BLOCK_QUERIES = 1024
 BLOCK_SCORES = 2**24
 # A few wrong ids may be accidents of filtering a corpus; more means that the files do not belong together.
 MISSING_ALLOWED = 0.05
 
 
 def exact_search(
-    queries: Floats, corpus: Floats, k: int, similarity: str = "cosine"
+    queries: Floats,
+    corpus: Floats,
+    k: int,
+    similarity: str = "cosine",
+    *,
+    excluded: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k most similar documents of every query, best first; equal scores in the order of the corpus.
 
     Args:
-        queries: (queries, dim).
-        corpus: (documents, dim).
+        queries: (queries, dim); may be mapped from a file.
+        corpus: (documents, dim); may be mapped from a file.
         k: cut to the number of documents.
         similarity: cosine, dot, euclidean or manhattan.
+        excluded: query and document of every pair that must not be found.
+        device: where similarities are computed.
 
     Returns:
-        Indices and scores, (queries, k) each; distances are negated. Memory: a block of queries times the corpus.
+        Indices and scores, (queries, k) each; distances are negated. Where too few documents are left, the index is -1 and the
+        score minus infinity. Memory: a block of queries times a block of the corpus.
     """
     k = min(k, len(corpus))
-    x, y = np.asarray(queries, dtype=np.float32), np.asarray(corpus, dtype=np.float32)
-    if similarity == "cosine":
-        x, y = unit(x), unit(y)
-    found = np.zeros((len(x), k), dtype=np.int64)
-    scores = np.zeros((len(x), k), dtype=np.float32)
+    found = np.full((len(queries), k), -1, dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     if k == 0:
         return found, scores
-    step = max(1, BLOCK_SCORES // (len(y) * (1 if similarity != "manhattan" else x.shape[1])))
-    squares = (y**2).sum(1)
-    for begin in range(0, len(x), step):
-        block = _scores(similarity, x[begin : begin + step], y, squares)
-        top = np.argpartition(-block, k - 1, axis=1)[:, :k] if k < len(y) else np.tile(np.arange(len(y)), (len(block), 1))
-        lowest = np.take_along_axis(block, top, 1).min(1)
-        # Which of several equal documents at the cut are in `top` is arbitrary; such rows are sorted as a whole.
-        for row in np.nonzero((block >= lowest[:, None]).sum(1) > k)[0]:
-            top[row] = np.argsort(-block[row], kind="stable")[:k]
-        top = np.sort(top, axis=1)
-        values = np.take_along_axis(block, top, 1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        found[begin : begin + step] = np.take_along_axis(top, order, 1)
-        scores[begin : begin + step] = np.take_along_axis(values, order, 1)
+    width = queries.shape[1] if similarity == "manhattan" else 1
+    columns = max(1, BLOCK_SCORES // (min(BLOCK_QUERIES, max(len(queries), 1)) * width))
+    for begin in range(0, len(queries), BLOCK_QUERIES):
+        x = _on(queries[begin : begin + BLOCK_QUERIES], device)
+        best = torch.zeros((len(x), 0), device=device)
+        ids = torch.zeros((len(x), 0), dtype=torch.int64, device=device)
+        for left in range(0, len(corpus), columns):
+            block = matrix(similarity, x, _on(corpus[left : left + columns], device))
+            if excluded is not None:
+                rows, documents = excluded[0] - begin, excluded[1] - left
+                inside = (rows >= 0) & (rows < len(x)) & (documents >= 0) & (documents < block.shape[1])
+                block[torch.from_numpy(rows[inside]).to(device), torch.from_numpy(documents[inside]).to(device)] = -torch.inf
+            values, places = _top(block, k)
+            # Documents found before come first, and of equal scores the first is kept.
+            values, at = _top(torch.cat([best, values], 1), k)
+            best, ids = values, torch.cat([ids, places + left], 1).gather(1, at)
+        ids[best == -torch.inf] = -1
+        found[begin : begin + len(x)] = ids.cpu().numpy()
+        scores[begin : begin + len(x)] = best.cpu().numpy()
     return found, scores
 
 
-def _scores(similarity: str, x: Floats, y: Floats, squares: Floats) -> Floats:
-    if similarity in ("cosine", "dot"):
-        return np.asarray(x @ y.T)
-    if similarity == "euclidean":
-        return np.asarray(-np.sqrt(np.maximum((x**2).sum(1)[:, None] - 2 * (x @ y.T) + squares[None], 0)))
-    return np.asarray(-np.abs(x[:, None] - y[None]).sum(-1))
+def _on(part: Floats, device: str | torch.device) -> Tensor:
+    return torch.from_numpy(np.array(part, dtype=np.float32)).to(device)
+
+
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of every row and their places, largest first; of equal values the first."""
+    if values.shape[1] > k:
+        lowest, top = values.topk(k, dim=1, sorted=False)
+        # Which of several equal values at the cut are in `top` is arbitrary; such rows are sorted as a whole.
+        crowded = (values >= lowest.amin(1, keepdim=True)).sum(1) > k
+        for row in crowded.nonzero()[:, 0]:
+            top[row] = values[row].sort(descending=True, stable=True).indices[:k]
+        top = top.sort(dim=1).values
+        values = values.gather(1, top)
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        return values, top.gather(1, order)
+    return values.sort(dim=1, descending=True, stable=True)  # type: ignore[return-value]
 
 
 def ranking_metrics(
