@@ -5,7 +5,23 @@ import random
 
 import pytest
 
-WORDS = "river stone cloud ember willow falcon copper lantern meadow harbor violin saddle thunder basket marble".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "ember",
+    "willow",
+    "falcon",
+    "copper",
+    "lantern",
+    "meadow",
+    "harbor",
+    "violin",
+    "saddle",
+    "thunder",
+    "basket",
+    "marble",
+]
 
 
 @pytest.fixture

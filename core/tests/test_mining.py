@@ -24,7 +24,23 @@ from embedloss.mining.settings import OUTPUTS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the data sets beside the checkout are not there")
-WORDS = "river stone cloud ember willow falcon copper lantern meadow harbor violin saddle thunder basket marble".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "ember",
+    "willow",
+    "falcon",
+    "copper",
+    "lantern",
+    "meadow",
+    "harbor",
+    "violin",
+    "saddle",
+    "thunder",
+    "basket",
+    "marble",
+]
 
 
 def texts(number, seed):
@@ -382,7 +398,7 @@ def test_settings_out_of_range(encoder, settings, said):
 
 
 def test_models_of_the_wrong_kind(encoder, scorer):
-    with pytest.raises(EmbedlossError, match="E302.*--cross-encoder"):
+    with pytest.raises(EmbedlossError, match=r"E302.*--cross-encoder"):
         mine(PAIRS, scorer)
     with pytest.raises(EmbedlossError, match="E302: --cross-encoder is a bi-encoder"):
         mine(PAIRS, encoder, cross_encoder=encoder)

@@ -53,8 +53,8 @@ def main() -> None:
     write(files["test"], pairs("test"))
     if "mining" not in done:
         answer = command(
-            "mine", str(files["pairs"]), "--model", teacher, *MINE, "--work", str(work / "mining"), "--out", str(files["mined"]),
-            "--overwrite", "--json",
+            "mine", str(files["pairs"]), "--model", teacher, *MINE, "--work", str(work / "mining"),
+            "--out", str(files["mined"]), "--overwrite", "--json",
         )  # fmt: skip
         keep("mining", json.loads(answer))
     mined = rows(files["mined"])
@@ -83,8 +83,8 @@ def main() -> None:
 
 TEXT = """# Mined negatives
 
-{steps} steps of `mnrl` at learning rate 5e-5 from the first two layers of MiniLM on {pairs:,} question-answer pairs of MedQuAD; the
-whole MiniLM mines among their answers with
+{steps} steps of `mnrl` at learning rate 5e-5 from the first two layers of MiniLM on {pairs:,} question-answer pairs of
+MedQuAD; the whole MiniLM mines among their answers with
 
 ```text
 embedloss mine pairs.jsonl --model MINILM {mine} --out mined.jsonl
@@ -92,7 +92,8 @@ embedloss mine pairs.jsonl --model MINILM {mine} --out mined.jsonl
 
 which gives {rows:,} rows: a pair is left out where every candidate is too near to its positive. The positives score
 {positive[mean]:.3f} on average (MiniLM's cosine), their negatives {negative[mean]:.3f}, and the smallest difference is
-{difference[min]:.3f}. Measured on the 1,582 test pairs: every answer is searched for every question. One seed, one run each; made by
+{difference[min]:.3f}. Measured on the 1,582 test pairs: every answer is searched for every question. One seed, one run each;
+made by
 
 ```text
 python tests/bench/mine.py --data ../shared/data --work FOLDER --table docs/results/mining.md
