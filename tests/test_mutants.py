@@ -2,6 +2,7 @@
 is meant to catch each. The correct losses that they are made from pass every check.
 """
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -780,17 +781,20 @@ def test_correct_losses_pass_on_two_processes(loss):
     check_loss(loss, checks=["processes"]).raise_if_failed()
 
 
+def test_the_page_lists_them():
+    page = json.loads((Path(__file__).parents[1] / "docs" / "plugins" / "mutants.json").read_text(encoding="utf-8"))
+    assert [(m["loss"], m["wrong"], m["check"]) for m in page] == [(cls.__name__, wrong, check) for cls, check, wrong in MUTANTS]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _table():
-    """Print which check caught which wrong loss, and how; also into a file if EMBEDLOSS_MUTANT_TABLE is set."""
+    """Which check caught which wrong loss, and what it said: the data of docs/plugins/mutants.md."""
     yield
-    lines = ["| wrong loss | what is wrong | caught by | message |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {cls.__name__} | {wrong} | {check} | {CAUGHT[cls.__name__].replace('|', '/')} |"
-        for cls, check, wrong in MUTANTS
-        if cls.__name__ in CAUGHT
-    ]
-    print("\n" + "\n".join(lines))
     path = os.environ.get("EMBEDLOSS_MUTANT_TABLE")
     if path:
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows = [
+            {"loss": cls.__name__, "wrong": wrong, "check": check, "message": CAUGHT[cls.__name__]}
+            for cls, check, wrong in MUTANTS
+            if cls.__name__ in CAUGHT
+        ]
+        Path(path).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,5 +1,8 @@
 """The same batch through every front end gives the same loss and the same gradients of the encoder's parameters."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 import embedloss
 from embedloss import Embeddings, Trainer, TrainingArguments, TrainingStep, create_loss, load_encoder
 from embedloss.collate import Collator
+from embedloss.plugins import plugin_manager
 from embedloss.testing.models import SENTENCES, tiny_bert
 
 torch.set_num_threads(1)
@@ -21,6 +25,7 @@ CASES = {
     "pairs": ("matryoshka(mnrl(), dims=[32, 16]) + 0.1 * gor()", ("anchor", "positive"), None),
     "pairs+score": ("cosent(scale=10)", ("first", "second"), [0.1, 0.9, 0.3, 0.6, 0.0, 1.0]),
     "n-tuples": ("mnrl()", ("anchor", "positive", "negative"), None),
+    "single+class": ("metric_learning('NTXentLoss', {'temperature': 0.1})", ("text",), [0, 1, 2, 0, 1, 2]),
 }
 
 
@@ -172,10 +177,30 @@ def folder(tmp_path_factory):
     return tiny_bert(tmp_path_factory.mktemp("model"), dropout=0)
 
 
+@pytest.fixture
+def adopted(form, tmp_path):
+    """The file of the page on pytorch-metric-learning, where a case needs it."""
+    if form != "single+class":
+        yield None
+        return
+    library = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
+    page = Path(__file__).parents[2] / "docs" / "plugins" / "pytorch_metric_learning.md"
+    [code] = re.findall(r"```py title=\"metric_learning.py\"\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "metric_learning.py").write_text(code, encoding="utf-8")
+    loaded = plugin_manager().load_file(tmp_path / "metric_learning.py")
+    yield library
+    plugin_manager().unregister(loaded)
+
+
 @pytest.mark.parametrize("form", CASES)
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_front_ends_agree(front_end, form, folder, tmp_path):
+def test_front_ends_agree(front_end, form, folder, adopted, tmp_path):
     expected, reference = plain_pytorch(form, folder)
+    if adopted:  # the library alone, without a line of ours round its loss
+        encoder = load_encoder(folder).double()
+        texts = encoder(encoder.processor.pad(encoder.processor.tokenize(columns(form)["text"])))
+        alone = adopted.NTXentLoss(temperature=0.1)(texts, torch.tensor(CASES[form][2]))
+        assert float(alone.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     value, found = FRONT_ENDS[front_end](form, folder, str(tmp_path))
     scale = max(float(g.abs().max()) for g in reference.values())
     assert scale > 1e-3

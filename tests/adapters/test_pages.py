@@ -1,5 +1,6 @@
 """The pages on other libraries: the plugin file runs, the table of migration has every loss of sentence-transformers."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,20 @@ from embedloss.training.config import RunConfig
 from embedloss.training.run import run_training
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+def names_on(page):
+    return set(re.findall(r"\b[A-Z]\w+", (DOCS / page).read_text(encoding="utf-8")))
+
+
+def test_losses_of_other_kinds_of_models_are_named():
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers.multi_vector_encoder import losses as multi
+    from sentence_transformers.sparse_encoder import losses as sparse
+
+    names = [*multi.__all__, *sparse.__all__]
+    assert len(names) > 10
+    assert set(names) - names_on("migrating.md") == set()
 
 
 def test_every_loss_of_the_peer_has_a_row():
@@ -66,6 +81,75 @@ def plugin(plugin_file):
     loaded = plugin_manager().load_file(plugin_file)
     yield plugin_file
     plugin_manager().unregister(loaded)
+
+
+PML = "plugins/pytorch_metric_learning.md"
+
+
+def test_every_name_of_pytorch_metric_learning_is_on_the_page():
+    library = pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed")
+    missing = {}
+    for part in ("losses", "miners", "distances", "reducers", "regularizers", "samplers"):
+        names = {n for n in vars(importlib.import_module(f"{library.__name__}.{part}")) if n[0].isupper()}
+        assert len(names) > 3
+        missing[part] = names - names_on(PML) - {"BaseMiner", "BaseDistance", "BaseReducer", "BaseRegularizer"}
+    assert not any(missing.values()), missing
+
+
+def test_what_the_page_calls_equal_is_equal(plugin):
+    from pytorch_metric_learning import losses, miners, reducers
+    from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+
+    torch.manual_seed(0)
+    text, labels = torch.randn(8, 16, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    plain, one = LpDistance(normalize_embeddings=False), Embeddings.of(text=text)
+    hardest = miners.BatchHardMiner(distance=plain)(text, labels)
+    mean = {"distance": plain, "reducer": reducers.MeanReducer()}
+    first, second = text[::2], text[1::2]
+    pairs, swapped = Embeddings.of(anchor=first, positive=second), Embeddings.of(anchor=second, positive=first)
+    summed = losses.MultipleLosses([losses.NPairsLoss(), losses.ContrastiveLoss()], weights=[0.7, 0.3])
+    two = "0.7 * metric_learning('NPairsLoss') + 0.3 * metric_learning('ContrastiveLoss')"
+    one_way = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=0.05), symmetric=False)
+    rows = [
+        (losses.TripletMarginLoss(margin=2, distance=plain)(text, labels), "batch_all_triplet(margin=2)", one),
+        (
+            losses.TripletMarginLoss(margin=0.2, distance=CosineSimilarity())(text, labels),
+            "batch_all_triplet(margin=0.2, distance='cosine')",
+            one,
+        ),
+        (losses.TripletMarginLoss(margin=5, **mean)(text, labels, hardest), "batch_hard_triplet(margin=5)", one),
+        (
+            losses.TripletMarginLoss(margin=0, smooth_loss=True, **mean)(text, labels, hardest),
+            "batch_hard_soft_margin_triplet()",
+            one,
+        ),
+        (one_way(first, second), "mnrl(scale=20)", pairs),
+        (losses.NPairsLoss()(text, labels), "mnrl(scale=1)", pairs),
+        (summed(text, labels), two, one),
+    ]
+    page = (DOCS / PML).read_text(encoding="utf-8")
+    for expected, expression, emb in rows:
+        assert expected > 0.1
+        value = create_loss(expression)(emb, labels if emb is one else None).total
+        assert float(value) == pytest.approx(float(expected), abs=1e-10), expression
+        assert expression is two or f"| `{expression}` |" in page
+    both = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=0.05))(first, second)
+    half = create_loss("mnrl(directions=['query_to_doc', 'query_to_query'])")
+    assert float(half(pairs).total + half(swapped).total) / 2 == pytest.approx(float(both), abs=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_loss_that_the_file_brings_has_a_gradient(plugin):
+    page = (DOCS / PML).read_text(encoding="utf-8").split("what the file above brings")[1]
+    rows = re.findall(r"^\| (`.*?`) \| (`\{.*?\}`|none needed) \|$", page, re.MULTILINE)
+    tried = [(n, "{}" if options == "none needed" else options.strip("`")) for names, options in rows for n in names.split(", ")]
+    assert len(tried) > 30
+    for name, options in tried:
+        torch.manual_seed(0)
+        text = torch.randn(8, 16, requires_grad=True)
+        loss = create_loss(f"metric_learning('{name.strip('`')}', {options})")
+        loss(Embeddings.of(text=text), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).total.backward()
+        assert 1e-4 < float(text.grad.abs().max()) < 1e3, name
 
 
 def test_the_plugin_gives_the_librarys_loss_and_composes(plugin):
