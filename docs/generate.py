@@ -84,8 +84,8 @@ def choosing(specs: list[LossSpec]) -> str:
     extra = [s for s in specs if s.any_format or s.modifier]
     return (
         f"{NOTE}# Choosing a loss\n\n"
-        "Start from the data you have. `embedloss check DATA` names its format, `embedloss suggest DATA` ranks the losses that\n"
-        "take it and says why, and `embedloss convert` makes another format of it ([Data](data.md)).\n\n"
+        "Start from the data you have. `embedloss check DATA` names its format, `embedloss suggest DATA` ranks the losses\n"
+        "that take it and says why, and `embedloss convert` makes another format of it ([Data](data.md)).\n\n"
         + table(["format", "a row is", "embedding models", "rerankers"], rows)
         + "\nWith any of them: "
         + ", ".join(f"[{s.name}](losses/{s.name}.md)" for s in extra)
@@ -227,8 +227,8 @@ def conformance_matrix(found: dict[str, Any]) -> str:
 MUTANTS_TEXT = """\
 # What the conformance kit catches
 
-{count} wrong losses, made from correct ones after the kinds of bugs that embedding libraries shipped, each beside the check that is
-meant for it and what that check says. The correct losses pass every check. Made by
+{count} wrong losses, made from correct ones after the kinds of bugs that embedding libraries shipped, each beside the check that
+is meant for it and what that check says. The correct losses pass every check. Made by
 
 ```text
 EMBEDLOSS_MUTANT_TABLE=docs/plugins/mutants.json pytest tests/test_mutants.py
@@ -262,7 +262,8 @@ Losses and models of sentence-transformers here, and ours there; the extra `embe
 }
 
 
-VALUES = {"hookimpl": "embedloss.hookspecs.hookimpl", "CHECKS": "embedloss.testing.checks.CHECKS"}  # public, no class, no function
+# Public, but neither class nor function.
+VALUES = {"hookimpl": "embedloss.hookspecs.hookimpl", "CHECKS": "embedloss.testing.checks.CHECKS"}
 
 
 def api_page(*modules: str) -> str:

@@ -142,12 +142,12 @@ def test_what_the_page_calls_equal_is_equal(plugin):
 def test_each_loss_that_the_file_brings_has_a_gradient(plugin):
     page = (DOCS / PML).read_text(encoding="utf-8").split("what the file above brings")[1]
     rows = re.findall(r"^\| (`.*?`) \| (`\{.*?\}`|none needed) \|$", page, re.MULTILINE)
-    tried = [(n, "{}" if options == "none needed" else options.strip("`")) for names, options in rows for n in names.split(", ")]
+    tried = [(name, options.strip("`")) for names, options in rows for name in names.split(", ")]
     assert len(tried) > 30
     for name, options in tried:
         torch.manual_seed(0)
         text = torch.randn(8, 16, requires_grad=True)
-        loss = create_loss(f"metric_learning('{name.strip('`')}', {options})")
+        loss = create_loss(f"metric_learning('{name.strip('`')}', {'{}' if options == 'none needed' else options})")
         loss(Embeddings.of(text=text), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).total.backward()
         assert 1e-4 < float(text.grad.abs().max()) < 1e3, name
 
