@@ -152,6 +152,33 @@ def test_every_score_loss_trains(work, tmp_path, kind, loss, data):
     assert found.num_labels == 3 if data == "class" else True
 
 
+def read(work, name):
+    return [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["bi-encoder", "cross-encoder"])
+def test_models_in_half_precision_learn_from_losses_in_float32(work, kind, dtype):
+    formats = {"listwise": "listwise", "score": "pairs+score", "margins": "n-tuples+margins", "scores": "n-tuples+scores"}
+    labels = {"listwise": "grades", "score": "score", "margins": "margins", "scores": "scores"}
+    encoder = load_encoder(work / "plain", kind, seed=1).eval()
+    half = load_encoder(work / "plain", kind, seed=1).to(dtype).eval()
+    for expression, data in BOTH:
+        bound = [{"label" if k == labels[data] else k: v for k, v in row.items()} for row in read(work, data)]
+        found = []
+        for model in (encoder, half):
+            model.zero_grad()
+            step = TrainingStep(model, create_loss(expression))
+            output = step(Collator(model.processor, step.loss, formats[data], kind=kind)(bound))
+            output["loss"].backward()
+            found.append((output["loss"].detach(), sum(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)))
+        (wanted, reference), (value, norm) = found
+        assert value.dtype == torch.float32, expression
+        assert value.item() == pytest.approx(wanted.item(), rel=0.05), expression
+        assert reference > 0
+        assert norm == pytest.approx(reference, rel=0.2), expression
+
+
 def test_a_trained_reranker_scores_the_same_in_sentence_transformers(work, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     assert train(work, tmp_path / "out", "lambda-loss", "listwise", "plain", "--kind", "cross-encoder") == 0
@@ -275,9 +302,14 @@ def test_each_text_of_a_batch_is_tokenised_once(work):
 
     Tokenizer.inner = processor.tokenizer
     processor.tokenizer = Tokenizer()
-    processor.tokenize_pairs(queries, documents)
-    assert len(calls) == 1
-    assert len(calls[0]) == len(set(queries) | set(documents)) < len(queries)
+    rows = lists(6, 9, (4, 9))
+    rows.append({**rows[0], "docs": rows[1]["docs"], "grades": rows[1]["grades"]})  # the same query, another row's documents
+    bound = [{"query": r["query"], "docs": r["docs"], "label": r["grades"]} for r in rows]
+    Collator(processor, create_loss("list_net"), "listwise", kind="cross-encoder")(bound)
+    different = {r["query"] for r in rows} | {d for r in rows for d in r["docs"]}
+    assert len(calls) == 1  # one call a step
+    assert sorted(calls[0]) == sorted(different)
+    assert len(different) < sum(1 + len(r["docs"]) for r in rows) < 2 * sum(len(r["docs"]) for r in rows)
 
 
 # -- evaluation ---------------------------------------------------------------------------------------------------------
