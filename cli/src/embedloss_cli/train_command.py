@@ -12,6 +12,7 @@ PANEL = "Models"
 PLUGIN_FILES: list[str] = []  # files given with --plugin; kept in the saved configuration, so that the run can be repeated
 
 MODEL, TIME, BATCH, OUTPUT = "Model", "Optimisation", "Batches and memory", "Output"
+SEVERAL = "Several data sets"
 
 
 def train(
@@ -19,15 +20,36 @@ def train(
         str | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; options and --set override them.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="Folder, hub id, or static(dimension=256).")] = None,
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="Training data: file, folder or hub id.")] = None,
-    loss: Annotated[str | None, typer.Option(metavar="EXPR", help="Such as mnrl(scale=20) or mnrl + 0.1 * gor.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", help="File, folder or hub id; several: NAME=DATA, repeated.")
+    ] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPR", help="Such as mnrl(scale=20) or mnrl + 0.1 * gor; of one data set: NAME=EXPR."),
+    ] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Output folder.")] = None,
-    eval_data: Annotated[str | None, typer.Option(metavar="DATA", help="Evaluated before and after training.")] = None,
+    eval_data: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", help="Evaluated before and after training; several: NAME=DATA.")
+    ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeatable.")] = None,
     mapping: Map = None,
     drop: Drop = None,
     scale_labels: Annotated[
         bool | None, typer.Option("--scale-labels", help="Scale labels to the loss's range.", rich_help_panel="Columns")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weight", metavar="NAME=X", help="Share of the steps of a data set.", rich_help_panel=SEVERAL),
+    ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="proportional, round-robin, weights, temperature.", rich_help_panel=SEVERAL),
+    ] = None,
+    mix_temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="1: proportional; large: equal parts.", rich_help_panel=SEVERAL)
+    ] = None,
+    stop: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="first-exhausted, all-exhausted.", rich_help_panel=SEVERAL)
     ] = None,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="bi-encoder or cross-encoder.", rich_help_panel=MODEL)
@@ -41,7 +63,7 @@ def train(
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="ROLE=TEXT", help="Put before texts of a role.", rich_help_panel=MODEL),
+        typer.Option("--prompt", metavar="ROLE=TEXT", help="Before texts of a role; or NAME.ROLE=TEXT.", rich_help_panel=MODEL),
     ] = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run code the model brings along.", rich_help_panel=MODEL)
@@ -66,7 +88,10 @@ def train(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.", rich_help_panel=TIME)] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Rows a step and process.", rich_help_panel=BATCH)] = None,
     sampler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, random, no-duplicates, group-by-label.", rich_help_panel=BATCH)
+        str | None,
+        typer.Option(
+            metavar="NAME", help="auto, random, no-duplicates, group-by-label, length-grouped.", rich_help_panel=BATCH
+        ),
     ] = None,
     chunk_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Padded tokens a forward pass holds.", rich_help_panel=BATCH)
@@ -113,12 +138,17 @@ def train(
     embedloss train --model M --data pairs.jsonl --loss mnrl --out runs/a
 
     embedloss train run.yaml --set epochs=3
+
+    embedloss train --model M --data qa=qa.jsonl --loss qa=mnrl --data sts=sts.csv --loss sts=cosent --out runs/b
     """
     given: dict[str, Any] = dict(locals())
     from embedloss.errors import EmbedlossError
     from embedloss.training.config import RunConfig, read_yaml
 
     values = {k.replace("-", "_") if isinstance(k, str) else k: v for k, v in (read_yaml(config) if config else {}).items()}
+    for key, option in (("weights", "--weight"), ("data", "--data"), ("eval_data", "--eval-data"), ("loss", "--loss")):
+        if given[key]:
+            given[key] = _once(given[key], option)
     for key in ("config", "sets", "mapping", "drop", "prompts", "processes"):
         del given[key]
     if mapping:
@@ -135,7 +165,8 @@ def train(
         key, equals, value = item.partition("=")
         if not equals:
             raise EmbedlossError("E401", f"--set {item}: type --set key=value, such as --set epochs=3.")
-        values[key.strip().replace("-", "_")] = value
+        key = key.strip()
+        values[key if key.startswith("data.") else key.replace("-", "_")] = value
     if sets:
         run_config = RunConfig.from_mapping(values, "--set")
     run_config.plugins = list(dict.fromkeys([*run_config.plugins, *PLUGIN_FILES]))
@@ -146,6 +177,15 @@ def train(
     from embedloss.training import run_training
 
     run_training(run_config)
+
+
+def _once(items: list[str], option: str) -> list[str]:
+    """The values of an option that may be repeated; a usage error where the same data set is named twice."""
+    names = [item.partition("=")[0] for item in items if "=" in item]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise typer.BadParameter(f"'{twice}' is given twice", param_hint=option)
+    return items
 
 
 def _mapping(value: Any) -> dict[str, str]:

@@ -32,6 +32,26 @@ class EmbedlossError(Exception):
         self.message = message
 
 
+class naming:
+    """Within it, messages of errors begin with the data set, and the options they name carry it: `--map sts.anchor=q`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EmbedlossError) and self.name:
+            text = error.message
+            for option in ("--map ", "--drop "):
+                text = text.replace(option, f"{option}{self.name}.")
+            for option in ("batch-size", "scale-labels"):
+                key = option.replace("-", "_")
+                text = text.replace(f"--{option}", f"--set data.{self.name}.{key}={'true' if key == 'scale_labels' else 'N'}")
+            raise EmbedlossError(error.code, f"data set '{self.name}': {text}") from error
+
+
 EXPLANATIONS: dict[str, Explanation] = {
     # 1xx: data
     "E101": Explanation(

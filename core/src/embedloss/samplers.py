@@ -2,16 +2,19 @@
 
 A sampler makes the batches of *all* processes and yields this process's share of each. No row is lost: a remainder that is too
 small for a batch joins the batch before it. An item is `epoch * rows + row`, so that data-loader workers know the epoch.
+Every epoch has as many batches as the first, because schedules and resuming count on it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch.utils.data import Sampler
 
 from embedloss.distributed import world
@@ -21,6 +24,19 @@ from embedloss.errors import EmbedlossError
 def text_id(text: str) -> int:
     """A 63-bit number, equal for equal texts."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class JointBatches(Protocol):
+    """An order of batches of one's own, for `Trainer(batch_sampler=...)`: an object with these three methods."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before every epoch, with 0, 1, 2, ...; the order may depend on nothing else but a seed."""
+
+    def __len__(self) -> int:
+        """Number of batches, the same in every epoch."""
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        """Row numbers of each batch, those of all processes together."""
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -39,6 +55,7 @@ class EpochSampler(Sampler[list[int]]):
         self.rows, self.batch_size, self.seed, self.drop_last = rows, batch_size, seed, drop_last
         self.rank, self.processes = world()
         self.epoch = 0
+        self.length: int | None = None
         self._cached: tuple[int, list[np.ndarray[Any, Any]]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,22 +71,62 @@ class EpochSampler(Sampler[list[int]]):
         order = self.rng().permutation(self.rows)
         return [order[begin : begin + size] for begin in range(0, self.rows, size)]
 
+    def finished(self, made: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
+        """The joint batches, remainder joined or dropped."""
+        if self.drop_last:
+            return [b for b in made if len(b) >= size]
+        if len(made) > 1 and len(made[-1]) < 2 * self.processes:
+            return [*made[:-2], np.concatenate(made[-2:])]
+        return made
+
+    def spread(self, made: list[np.ndarray[Any, Any]], extra: list[np.ndarray[Any, Any]]) -> None:
+        """Give the rows of batches that are too many to the smallest of the others."""
+        for rows in extra:
+            smallest = min(range(len(made)), key=lambda i: len(made[i]))
+            made[smallest] = np.concatenate([made[smallest], rows])
+
+    def halves(self, batch: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """A batch in two, or nothing where it cannot be divided."""
+        return np.array_split(batch, 2) if len(batch) >= 2 * self.processes else []
+
+    def _fit(self, made: list[np.ndarray[Any, Any]], length: int) -> list[np.ndarray[Any, Any]]:
+        """As many batches as the first epoch has."""
+        made = list(made)
+        extra = []
+        while len(made) > length:
+            extra.append(made.pop(min(range(len(made)), key=lambda i: len(made[i]))))
+        if extra and not self.drop_last:
+            self.spread(made, extra)
+        while len(made) < length:
+            largest = max(range(len(made)), key=lambda i: len(made[i]))
+            parts = self.halves(made[largest])
+            if parts and not self.drop_last:
+                made[largest : largest + 1] = parts
+            else:  # rather a batch twice than an epoch that ends early
+                made.append(made[int(self.rng().integers(len(made)))])
+        return made
+
     def batches(self) -> list[np.ndarray[Any, Any]]:
-        """The joint batches of this epoch, remainder joined or dropped."""
+        """The joint batches of this epoch."""
         if self._cached is None or self._cached[0] != self.epoch:
-            size = self.batch_size * self.processes
-            made = self.joint_batches(size)
-            if self.drop_last:
-                made = [b for b in made if len(b) >= size]
-            elif len(made) > 1 and len(made[-1]) < 2 * self.processes:
-                made = [*made[:-2], np.concatenate(made[-2:])]
-            self._cached = (self.epoch, made)
+            length = len(self)
+            if self._cached is None or self._cached[0] != self.epoch:
+                self._cached = (self.epoch, self._fit(self._planned(), length))
         return self._cached[1]
+
+    def _planned(self) -> list[np.ndarray[Any, Any]]:
+        size = self.batch_size * self.processes
+        made = self.finished(self.joint_batches(size), size)
+        if not made:
+            raise EmbedlossError(
+                "E106", f"{self.rows} rows make no batch of {size} on {self.processes} process(es); type a smaller batch size."
+            )
+        return made
 
     @property
     def left_out(self) -> int:
         """Rows that this epoch does not use (0 unless `drop_last`, or duplicates over several processes)."""
-        return self.rows - sum(len(b) for b in self.batches())
+        return max(self.rows - sum(len(b) for b in self.batches()), 0)
 
     @property
     def short(self) -> int:
@@ -77,12 +134,23 @@ class EpochSampler(Sampler[list[int]]):
         return sum(2 * len(b) < self.batch_size * self.processes for b in self.batches())
 
     def __len__(self) -> int:
-        return len(self.batches())
+        if self.length is None:
+            epoch, self.epoch = self.epoch, 0
+            try:
+                made = self._planned()
+            finally:
+                self.epoch = epoch
+            self.length, self._cached = len(made), (0, made)
+        return self.length
+
+    def shares(self, begin: int = 0) -> Iterator[list[int]]:
+        """The rows of this process, of every batch from number `begin` on."""
+        for batch in self.batches()[begin:]:
+            yield np.array_split(batch, self.processes)[self.rank].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches():
-            share = np.array_split(batch, self.processes)[self.rank]
-            yield (share + self.epoch * self.rows).tolist()
+        for rows in self.shares():
+            yield [row + self.epoch * self.rows for row in rows]
 
 
 class RandomSampler(EpochSampler):
@@ -103,11 +171,12 @@ class NoDuplicatesSampler(EpochSampler):
     def __init__(self, texts: Sequence[Sequence[int]], batch_size: int, seed: int = 0, drop_last: bool = False) -> None:
         super().__init__(len(texts), batch_size, seed, drop_last)
         self.texts = texts
-        counts = Counter(text for row in texts for text in row)
-        self.most = max(counts.values(), default=0)
+        flat = np.fromiter((text for row in texts for text in row), dtype=np.int64)
+        values, counts = np.unique(flat, return_counts=True)
+        self.most = int(counts.max(initial=0))
         limit = max(self.rows / (4 * batch_size * self.processes), 1)
-        frequent = {text for text, count in counts.items() if count > limit}
-        self.first = np.array([any(text in frequent for text in row) for row in texts])
+        frequent = set(values[counts > limit].tolist())
+        self.first = np.array([not frequent.isdisjoint(row) for row in texts])
 
     def joint_batches(self, size: int) -> list[np.ndarray[Any, Any]]:
         """As the base, without duplicates."""
@@ -139,17 +208,25 @@ class NoDuplicatesSampler(EpochSampler):
                 made.append([])
         return [np.asarray(made[i]) for i in rng.permutation(len(made)) if made[i]]
 
-    def batches(self) -> list[np.ndarray[Any, Any]]:
-        """The joint batches of this epoch; a short batch stays alone, because joining it could bring a duplicate back."""
-        if self._cached is None or self._cached[0] != self.epoch:
-            size = self.batch_size * self.processes
-            made = self.joint_batches(size)
-            if self.drop_last:
-                made = [b for b in made if len(b) >= size]
-            if self.processes > 1:  # every process needs a row; `left_out` says how many rows that costs
-                made = [b for b in made if len(b) >= self.processes]
-            self._cached = (self.epoch, made)
-        return self._cached[1]
+    def finished(self, made: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
+        """The joint batches; a short batch stays alone, because joining it could bring a duplicate back."""
+        if self.drop_last:
+            made = [b for b in made if len(b) >= size]
+        # Every process needs a row; `left_out` says how many rows that costs.
+        return [b for b in made if len(b) >= self.processes] if self.processes > 1 else made
+
+    def spread(self, made: list[np.ndarray[Any, Any]], extra: list[np.ndarray[Any, Any]]) -> None:
+        """One by one to the smallest batch that holds none of a row's texts; a row that fits nowhere is left out."""
+        order = sorted(range(len(made)), key=lambda i: len(made[i]))
+        held: dict[int, set[int]] = {}
+        for row in (row for rows in extra for row in rows.tolist()):
+            for place in order:
+                if place not in held:
+                    held[place] = {text for other in made[place].tolist() for text in self.texts[other]}
+                if held[place].isdisjoint(self.texts[row]):
+                    made[place] = np.append(made[place], row)
+                    held[place].update(self.texts[row])
+                    break
 
 
 class GroupByLabelSampler(EpochSampler):
@@ -199,6 +276,10 @@ class GroupByLabelSampler(EpochSampler):
         self._mix(made)
         return [np.concatenate([rows for _, rows in batch]) for batch in made]
 
+    def halves(self, batch: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Nothing: half a batch may hold one class only."""
+        return []
+
     def _mix(self, made: list[list[tuple[int, np.ndarray[Any, Any]]]]) -> None:
         for i, batch in enumerate(made):
             classes = {number for number, _ in batch}
@@ -226,25 +307,133 @@ class GroupByLabelSampler(EpochSampler):
         made[:] = [batch for batch in made if batch]
 
 
+class LengthGroupedSampler(EpochSampler):
+    """Rows of similar length in a batch, so that less of it is padding.
+
+    Rows are drawn at random into groups of 50 batches, sorted by length within the group, and cut; the batches come in random
+    order, the longest first, because if it fits into memory all do.
+
+    Args:
+        lengths: of every row, in any unit.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, drop_last: bool = False) -> None:
+        super().__init__(len(lengths), batch_size, seed, drop_last)
+        self.lengths = np.asarray(lengths)
+
+    def joint_batches(self, size: int) -> list[np.ndarray[Any, Any]]:
+        """As the base, of similar lengths."""
+        rng = self.rng()
+        order = rng.permutation(self.rows)
+        made = []
+        for begin in range(0, self.rows, 50 * size):
+            group = order[begin : begin + 50 * size]
+            group = group[np.argsort(-self.lengths[group], kind="stable")]
+            made += [group[i : i + size] for i in range(0, len(group), size)]
+        whole = [b for b in made if len(b) == size]
+        longest = max(range(len(whole)), key=lambda i: int(self.lengths[whole[i][0]]), default=0)
+        places = [int(i) for i in rng.permutation(len(whole)) if i != longest]
+        return [*whole[longest : longest + 1], *(whole[i] for i in places), *(b for b in made if len(b) < size)]
+
+
+class OwnSampler(EpochSampler):
+    """Joint batches that an object of somebody else's makes (`JointBatches`), shared out over the processes.
+
+    Args:
+        own: the object.
+        rows: number of rows of the data set.
+
+    Raises:
+        EmbedlossError: E401 for an object without the three methods, and, when its batches are drawn, for a row that does not
+            exist, a batch with fewer rows than processes, or another number of batches than it says.
+    """
+
+    def __init__(self, own: Any, rows: int) -> None:
+        missing = [name for name in ("set_epoch", "__len__", "__iter__") if not callable(getattr(own, name, None))]
+        if missing:
+            raise EmbedlossError(
+                "E401", f"the batch sampler {type(own).__name__} has no {' and no '.join(missing)}; see embedloss.samplers."
+            )
+        super().__init__(rows, 1)
+        self.own = own
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    @property
+    def short(self) -> int:
+        """0: how many rows a batch has is up to the object."""
+        return 0
+
+    def batches(self) -> list[np.ndarray[Any, Any]]:
+        """What the object gives for this epoch, checked."""
+        if self._cached is None or self._cached[0] != self.epoch:
+            self.own.set_epoch(self.epoch)
+            made = [np.asarray(list(batch), dtype=np.int64) for batch in self.own]
+            name = type(self.own).__name__
+            if len(made) != len(self.own):
+                raise EmbedlossError("E401", f"{name} says {len(self.own)} batches and gave {len(made)} in epoch {self.epoch}.")
+            for number, batch in enumerate(made):
+                if len(batch) < self.processes:
+                    raise EmbedlossError(
+                        "E401", f"{name}: batch {number} has {len(batch)} rows for {self.processes} process(es)."
+                    )
+                if batch.min() < 0 or batch.max() >= self.rows:
+                    raise EmbedlossError("E401", f"{name}: batch {number} asks for a row outside 0 to {self.rows - 1}.")
+            self._cached = (self.epoch, made)
+        return self._cached[1]
+
+
 def make_sampler(
     name: str, dataset: Any, roles: Sequence[str], batch_size: int, seed: int, drop_last: bool = False
 ) -> EpochSampler:
     """The batch sampler of that name over a bound data set (columns named by role, "label").
 
     Args:
-        name: "random", "no-duplicates" or "group-by-label".
-        roles: the text roles whose duplicates matter.
+        name: "random", "no-duplicates", "group-by-label" or "length-grouped".
+        roles: the text roles whose duplicates and lengths matter. Rows with equal "id" are duplicates as well.
     """
     if name == "random":
         return RandomSampler(len(dataset), batch_size, seed, drop_last)
     if name == "group-by-label":
+        if "label" not in dataset.column_names:
+            raise EmbedlossError("E401", "the sampler group-by-label needs data with a class label; type --sampler auto.")
         return GroupByLabelSampler(dataset["label"][:], batch_size, seed, drop_last)
     if name == "no-duplicates":
-        columns = [dataset[role][:] for role in roles]
-        ids: list[list[int]] = []
-        known: dict[str, int] = {}
-        for values in zip(*columns, strict=True):
-            texts = [t for value in values for t in ([value] if isinstance(value, str) else value)]
-            ids.append(list({known.setdefault(text, len(known)) for text in texts}))
-        return NoDuplicatesSampler(ids, batch_size, seed, drop_last)
-    raise EmbedlossError("E401", f"unknown sampler '{name}'. Samplers: random, no-duplicates, group-by-label.")
+        ids = "id" if "id" in dataset.column_names else None
+        return NoDuplicatesSampler(_text_numbers(dataset, roles, ids), batch_size, seed, drop_last)
+    if name == "length-grouped":
+        lengths = np.zeros(len(dataset), dtype=np.int64)
+        for role in roles:
+            lengths += [len(v) if isinstance(v, str) else sum(map(len, v)) for v in dataset[role][:]]
+        return LengthGroupedSampler(lengths.tolist(), batch_size, seed, drop_last)
+    raise EmbedlossError("E401", f"unknown sampler '{name}'. Samplers: random, no-duplicates, group-by-label, length-grouped.")
+
+
+def _text_numbers(dataset: Any, roles: Sequence[str], ids: str | None) -> list[list[int]]:
+    """A number for every text of every row, equal for equal texts; ids get numbers of their own."""
+    from embedloss.check import column_of, is_list, table_of
+
+    table = table_of(dataset)
+    rows = np.arange(table.num_rows)
+    texts: list[pa.Array] = []
+    owners: list[np.ndarray[Any, Any]] = []
+    for role in roles:
+        values = column_of(table, role)
+        owners.append(pc.list_parent_indices(values).to_numpy() if is_list(values.type) else rows)
+        texts.append(pc.list_flatten(values) if is_list(values.type) else values)
+    encoded = pa.concat_arrays(texts).dictionary_encode()
+    numbers = encoded.indices.to_numpy().astype(np.int64)
+    if ids is not None:
+        own = table[ids].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        numbers = np.concatenate([numbers, len(encoded.dictionary) + own.astype(np.int64)])
+        owners.append(rows)
+    if all(owner is rows for owner in owners):
+        found = numbers.reshape(len(owners), -1).T.tolist()
+    else:
+        owner = np.concatenate(owners)
+        order = np.argsort(owner, kind="stable")
+        cuts = np.searchsorted(owner[order], np.arange(table.num_rows + 1)).tolist()
+        flat = numbers[order].tolist()
+        found = [flat[a:b] for a, b in pairwise(cuts)]
+    return [row if len(set(row)) == len(row) else list(set(row)) for row in found]

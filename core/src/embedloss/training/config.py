@@ -12,8 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from embedloss.errors import EmbedlossError
+from embedloss.mixing import Mix, Stop, shares
+from embedloss.training.data_config import data_sets, fold
 
-Sampler = Literal["auto", "random", "no-duplicates", "group-by-label"]
+Sampler = Literal["auto", "random", "no-duplicates", "group-by-label", "length-grouped"]
 
 
 @dataclass
@@ -23,10 +25,14 @@ class RunConfig:
     Args:
         model: folder, hub id, or "static(dimension=256, vocab_size=30000)" for a new static encoder whose tokenizer is
             trained on the texts of `data`.
-        data: training data: file, folder or hub id.
-        loss: loss expression.
+        data: training data: file, folder or hub id; or several data sets, name -> settings (`data_config.DataSet`).
+        loss: loss expression; of several data sets, of those that have none of their own.
         out: output folder.
-        eval_data: data evaluated before and after training, and every `eval_steps`.
+        eval_data: data evaluated before and after training, and every `eval_steps`; or several, name -> path.
+        mix: how the batches of several data sets are mixed: "proportional" to their size, "round-robin", by "weights" or by
+            "temperature"; "auto" is by weights where there are any, else proportional.
+        mix_temperature: 1 is proportional, large values come near equal parts.
+        stop: when an epoch of several data sets ends: "first-exhausted" or "all-exhausted" (smaller ones begin again).
         map: role -> column, for columns whose names are not known.
         drop: columns to leave out.
         scale_labels: map scores linearly from their range in the data to the loss's range.
@@ -64,10 +70,13 @@ class RunConfig:
     """
 
     model: str = ""
-    data: str = ""
+    data: str | dict[str, dict[str, Any]] = ""
     loss: str = ""
     out: str = ""
-    eval_data: str | None = None
+    eval_data: str | dict[str, str] | None = None
+    mix: Mix = "auto"
+    mix_temperature: float | None = None
+    stop: Stop = "first-exhausted"
     map: dict[str, str] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
     scale_labels: bool = False
@@ -105,7 +114,15 @@ class RunConfig:
 
     def validate(self) -> None:
         """E401 for every setting that is missing or out of range, all at once."""
-        faults = [f"'{key}' is missing; type --{key} ..." for key in ("model", "data", "loss", "out") if not getattr(self, key)]
+        faults = [f"'{key}' is missing; type --{key} ..." for key in ("model", "data", "out") if not getattr(self, key)]
+        without = [] if self.loss else [s.name for s in data_sets(self) if not s.loss]
+        if without and not without[0]:
+            faults.insert(2 if len(faults) > 1 else len(faults), "'loss' is missing; type --loss ...")
+        elif without:
+            faults.append(f"data set '{without[0]}' has no loss; type --loss {without[0]}=EXPR, or --loss EXPR for all")
+        mixing = self.mix != "auto" or self.mix_temperature is not None or self.stop != "first-exhausted"
+        if isinstance(self.data, str) and mixing:
+            faults.append("'mix', 'mix_temperature' and 'stop' are for several data sets; type --data NAME=PATH for each")
         positive = ("batch_size", "gradient_accumulation", "logging_steps", "save_total_limit", "max_length", "chunk_tokens")
         for key in positive:
             value = getattr(self, key)
@@ -123,6 +140,9 @@ class RunConfig:
             faults.append(f"'epochs' must be positive, got {self.epochs}")
         if self.resume and self.overwrite:
             faults.append("'resume' and 'overwrite' exclude each other")
+        if isinstance(self.data, dict) and not faults:
+            weights = [part.weight for part in data_sets(self)]
+            shares(self.mix, [1] * len(weights), weights, self.mix_temperature)  # E401 for what cannot be mixed
         if faults:
             raise EmbedlossError(
                 "E401", "\n  ".join(["the configuration cannot be used:", *faults] if len(faults) > 1 else faults)
@@ -137,6 +157,7 @@ class RunConfig:
         """From keys and values (hyphen = underscore); E401 names an unknown key or a value of the wrong type."""
         hints = typing.get_type_hints(cls)
         known = [f.name for f in fields(cls)]
+        values = fold(values, where)
         clean: dict[str, Any] = {}
         for raw, value in values.items():
             key = str(raw).replace("-", "_")
@@ -144,7 +165,8 @@ class RunConfig:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
                 raise EmbedlossError("E401", f"{where} has the unknown key '{raw}'.{hint} Keys: {', '.join(known)}.")
-            clean[key] = coerce(value, hints[key], key, where)
+            several = key in ("data", "eval_data") and isinstance(value, dict)  # in their types already
+            clean[key] = value if several else coerce(value, hints[key], key, where)
         return cls(**clean)
 
 

@@ -67,7 +67,7 @@ class Health:
     def __init__(self, folder: Path, source: str = "") -> None:
         self.folder, self.source = folder, source
         self.still = 0
-        self.first: dict[str, float] = {}
+        self.first: dict[str, dict[str, float]] = {}
         self.warned: set[str] = set()
 
     def check_output(self, module: Any, output: Mapping[str, Any], batch: Mapping[str, Any], step: int) -> None:
@@ -88,16 +88,17 @@ class Health:
                 "(no active triplet, equal labels, or a batch of one row)."
             )  # fmt: skip
 
-    def check_spread(self, spread: Mapping[str, float], step: int) -> None:
-        """A warning when embeddings that were spread have become all alike."""
+    def check_spread(self, spread: Mapping[str, float], step: int, dataset: str = "") -> None:
+        """A warning when embeddings that were spread have become all alike; each data set is compared with itself."""
         if not spread:
             return
-        self.first = self.first or dict(spread)
-        if spread["similarity"] > 0.98 and self.first["similarity"] < 0.8:
+        first = self.first.setdefault(dataset, dict(spread))
+        if spread["similarity"] > 0.98 and first["similarity"] < 0.8:
+            whose = f" of '{dataset}'" if dataset else ""
             self._warn(
                 "collapse",
-                f"at step {step} all embeddings of a batch are nearly equal (mean cosine {spread['similarity']:.3f}, "
-                f"{self.first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser "
+                f"at step {step} all embeddings of a batch{whose} are nearly equal (mean cosine {spread['similarity']:.3f}, "
+                f"{first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser "
                 "such as 0.1 * gor().",
             )
 
@@ -120,6 +121,8 @@ class Health:
         except OSError as exception:
             saved = f" (the batch could not be saved: {exception})"
         source = f" of {self.source}" if self.source else ""
+        if "dataset" in batch:
+            source = f" of the data set '{batch['dataset']}'"
         raise EmbedlossError(
             "E207",
             f"{what} became non-finite at step {step}, in rows {shown}{source}. Training stopped; checkpoints are intact."
@@ -135,15 +138,14 @@ def replay(folder: str) -> list[tuple[str, str]]:
         (name, value) for the loss, each term and the embeddings of each role.
     """
     from embedloss.encoders import load_encoder
-    from embedloss.registry import create_loss
     from embedloss.training.step import TrainingStep
-    from embedloss.training.trainer import load_step, read_expression
+    from embedloss.training.trainer import load_step, read_loss
 
     path = Path(folder)
     if not (path / BATCH_FILE).is_file():
         raise EmbedlossError("E403", f"'{folder}' holds no {BATCH_FILE}; give a folder named nonfinite-step-... of a run.")
     saved = torch.load(path / BATCH_FILE, weights_only=True)
-    loss = create_loss(read_expression(path))
+    loss = read_loss(path)
     guides = {key: load_encoder(key) for key in loss.requires().guides}
     step = TrainingStep(load_encoder(folder, kind=loss.spec.models[0]), loss, guides=guides, seed=saved["seed"])
     load_step(step, path)

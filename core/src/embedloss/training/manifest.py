@@ -39,6 +39,13 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "changed": bool(changed.strip())}
 
 
+def _prints(key: str, sources: Any) -> dict[str, str | None]:
+    """The fingerprint of a path, or of every named path: {"data.nli": ...}."""
+    if not isinstance(sources, dict):
+        return {key: fingerprint(sources)}
+    return {f"{key}.{name}": fingerprint(own["path"] if isinstance(own, dict) else own) for name, own in sources.items()}
+
+
 def manifest(config: RunConfig, expression: str | None, distributions: list[str]) -> dict[str, Any]:
     """The manifest of a run; `embedloss train manifest.json` repeats it.
 
@@ -56,7 +63,7 @@ def manifest(config: RunConfig, expression: str | None, distributions: list[str]
     return {
         "config": asdict(config),
         "expression": expression,
-        "data": {"data": fingerprint(config.data), "eval_data": fingerprint(config.eval_data)},
+        "data": {**_prints("data", config.data), **_prints("eval_data", config.eval_data)},
         "versions": {"python": platform.python_version(), **versions},
         "machine": platform.platform(),
         "git": git_state(),

@@ -8,18 +8,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedloss.errors import EmbedlossError
 from embedloss.training.config import RunConfig
+from embedloss.training.data_config import data_sets
 
 if TYPE_CHECKING:
-    from embedloss.check import Binding
-    from embedloss.collate import Collator
     from embedloss.encoders import Encoder
+    from embedloss.loss import Loss
     from embedloss.spec import LossSpec
+    from embedloss.training.data_sets import EvalSource, Source
 
 Say = Callable[[str], None]
 CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
@@ -46,20 +47,26 @@ class RunResult:
 
 @dataclass
 class Prepared:
-    """Data and loss of a run after all checks, before any model is loaded."""
+    """Data sets and losses of a run after all checks, before any model is loaded."""
 
-    loss_name: str
-    data: Any
-    binding: Binding
-    eval_data: Any = None
-    eval_binding: Binding | None = None
-    num_classes: int | None = None
-    label_dimension: int | None = None
+    sources: list[Source]
+    evaluations: list[EvalSource]
+    spec: LossSpec
     kind: str | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether the data sets have names, so that batches and metrics carry them."""
+        return bool(self.sources[0].name)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of pairs with classes or of the only data set; the number of outputs of a new head."""
+        return max((s.num_classes for s in self.sources if s.num_classes), default=None)
 
 
 def prepare(config: RunConfig, say: Say = print) -> Prepared:
-    """Check settings, loss, data and folders. Loads no model, writes nothing; an `EmbedlossError` names every fault."""
+    """Check settings, losses, data and folders. Loads no model, writes nothing; an `EmbedlossError` names every fault."""
     config.validate()
     from embedloss.plugins import plugin_manager
     from embedloss.registry import create_loss
@@ -68,49 +75,35 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
         plugin_manager().load_file(file)
     from embedloss.registry import expression_specs
 
-    expression_specs(config.loss)  # a typing mistake answers before torch is loaded
+    settings = data_sets(config)
+    for data_set in settings:
+        expression_specs(data_set.loss)  # a typing mistake answers before torch is loaded
     _check_folder(config)
     _check_model(config)
-    from embedloss.check import Report, bind, bound_dataset, check_rows, class_ids, column_kinds, label_scale
-    from embedloss.data import load_rows
+    from embedloss.training.data_sets import bind_evaluations, bind_sources, evaluation_paths, load_named
 
-    raw = load_rows(config.data)
-    eval_raw = load_rows(config.eval_data) if config.eval_data else None
-    loss = create_loss(config.loss)
+    raws = {data_set.name: load_named(data_set.name, data_set.path) for data_set in settings}
+    eval_raws = {name: load_named(name, path) for name, path in evaluation_paths(config).items()}
+    from embedloss.training.per_dataset import joint_spec
+
+    specs = {data_set.name: create_loss(data_set.loss).spec for data_set in settings}
+    spec = joint_spec(specs) if settings[0].name else specs[""]
     local = config.model.startswith("static") or Path(config.model).expanduser().is_dir()
-    kind = choose_kind(config, loss.spec) if local else None  # a model of the hub is not loaded before the data is checked
-
-    def checked(rows: Any, sampler: str, spec: LossSpec) -> tuple[Binding, Report]:
-        binding = bind(
-            column_kinds(rows),
-            loss.spec.data_formats(),
-            loss_name=loss.spec.name,
-            any_format=loss.spec.any_format,
-            mapping=config.map,
-            drop=config.drop,
-        )
-        report = check_rows(rows, binding, spec, scale_labels=config.scale_labels, sampler=sampler)
-        report.raise_if_faulty()
-        return binding, report
-
-    binding, found = checked(raw, config.sampler, loss.spec)
-    scale = label_scale(found, loss.spec) if config.scale_labels else None
-    data = bound_dataset(raw, binding, scale=scale)
-    prepared = Prepared(loss.spec.name, data, binding, kind=kind)
-    if eval_raw is not None:
-        prepared.eval_binding, _ = checked(eval_raw, "random", replace(loss.spec, best_first=""))
-        # A classifier's outputs are numbered by the training data, and labels are scaled as there.
-        classes = class_ids(raw, binding) if binding.format.name == "pairs+class" else None
-        prepared.eval_data = bound_dataset(eval_raw, prepared.eval_binding, classes=classes, scale=scale)
-    if binding.format.label == "class":
-        values = data["label"][:]
-        if not isinstance(values[0], list):
-            prepared.num_classes = int(max(values)) + 1
-    if binding.format.label == "embedding":
-        first = data[0]["label"]
-        prepared.label_dimension = len(first[0] if isinstance(first[0], list) else first)
-    notes = [f"note: {warning}" for warning in found.warnings]
-    say("data\n" + _indent("\n".join([f"{config.data}: {len(data):,} rows", binding.describe(), *notes])))
+    kind = choose_kind(config, spec) if local else None  # a model of the hub is not loaded before the data is checked
+    sources = bind_sources(config, raws, specs)
+    prepared = Prepared(sources, bind_evaluations(config, eval_raws, sources), spec, kind)
+    lines = []
+    for source in sources:
+        notes = [f"note: {note}" for note in source.notes]
+        path = source.settings.path
+        title = f"{source.name}: {path}" if source.name else path
+        loss = [f"loss {source.settings.loss}"] if source.name else []
+        lines += [f"{title}: {len(source.data):,} rows", *loss, source.binding.describe(), *notes]
+    for found in prepared.evaluations:
+        if found.source is None:
+            whose = f"evaluation data '{found.name}'" if found.name else "evaluation data"
+            lines.append(f"{whose}: read as {found.binding.format.name}, no training data set has this name")
+    say("data\n" + _indent("\n".join(lines)))
     return prepared
 
 
@@ -200,12 +193,25 @@ def texts_of(data: Any) -> list[str]:
     return found
 
 
-def make_encoder(config: RunConfig, data: Any, kind: str, num_classes: int | None = None, say: Say = print) -> Encoder:
+def training_data(config: RunConfig, sources: list[Source]) -> Any:
+    """What the trainer draws batches from: the bound rows, or the mixture of several data sets."""
+    from embedloss.mixture import Mixture, Part
+
+    if not sources[0].name:
+        return sources[0].data
+    parts = {s.name: Part(s.data, s.settings.batch_size, s.settings.sampler, s.settings.weight) for s in sources}
+    return Mixture(parts, config.mix, temperature=config.mix_temperature, stop=config.stop)
+
+
+def make_encoder(
+    config: RunConfig, sources: list[Source], kind: str, num_classes: int | None = None, say: Say = print
+) -> Encoder:
     """The model of a run: loaded, or a new static encoder, or a transformer with a new head of one output a class."""
     from embedloss.encoders import kind_of, load_encoder, new_static_encoder
 
     if config.model.startswith("static"):
-        return new_static_encoder(texts_of(data), seed=config.seed, **_static_arguments(config.model))
+        texts = [text for source in sources for text in texts_of(source.data)]
+        return new_static_encoder(texts, seed=config.seed, **_static_arguments(config.model))
     outputs = None
     if kind == "cross-encoder" and kind_of(config.model, trust_remote_code=config.trust_remote_code) != "cross-encoder":
         outputs = num_classes or 1
@@ -256,29 +262,30 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
 
     from embedloss.collate import Collator
     from embedloss.encoders import Encoder, load_encoder
+    from embedloss.mixture import MixtureCollator
     from embedloss.registry import create_loss, expression_specs
     from embedloss.training import report
     from embedloss.training.guides import GuideCache
     from embedloss.training.manifest import manifest
     from embedloss.training.memory import return_freed_memory
+    from embedloss.training.per_dataset import PerDataset
     from embedloss.training.step import TrainingStep
     from embedloss.training.trainer import Trainer, TrainingArguments, save_step, step_expression
 
     if not torch.cuda.is_available():
         return_freed_memory()
     transformers.set_seed(config.seed)
-    loss = create_loss(config.loss)
+    sources = prepared.sources
+    losses = {source.name: create_loss(source.settings.loss) for source in sources}
+    loss: Loss = losses[sources[0].name]
+    if prepared.several:
+        loss = PerDataset(losses, {s.name: s.num_classes for s in sources}, {s.name: s.label_dimension for s in sources})
     kind = prepared.kind or choose_kind(config, loss.spec)
-    encoder = make_encoder(config, prepared.data, kind, prepared.num_classes, say)
-    prompts = dict(config.prompts)
-    unknown = [role for role in prompts if role not in prepared.binding.format.roles]
-    if unknown:
-        raise EmbedlossError(
-            "E401", f"prompt for the unknown role '{unknown[0]}'; the roles are {', '.join(prepared.binding.format.roles)}."
-        )
-    query = prepared.binding.format.roles[0]
-    if kind == "cross-encoder" and any(role != query for role in prompts):
-        raise EmbedlossError("E401", f"a cross-encoder reads both texts at once: only '{query}' takes a prompt.")
+    encoder = make_encoder(config, sources, kind, prepared.num_classes, say)
+    for source in sources:
+        query = source.binding.format.roles[0]
+        if kind == "cross-encoder" and any(role != query for role in source.settings.prompts):
+            raise EmbedlossError("E401", f"a cross-encoder reads both texts at once: only '{query}' takes a prompt.")
     requirements = loss.requires()
     guides = {key: key if isinstance(key, Encoder) else load_encoder(key) for key in requirements.guides}
     guide_prompts = {key: requirements.guide_prompts.get(key, "") for key in guides}
@@ -290,31 +297,39 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         gather=config.gather,
         guides=dict.fromkeys(guides) if caches else guides,
         seed=config.seed,
-        num_classes=prepared.num_classes,
-        label_dimension=prepared.label_dimension,
+        num_classes=sources[0].num_classes,
+        label_dimension=sources[0].label_dimension,
     )
     guide_sources: dict[Any, Any] = dict(caches)
     if not caches:
         guide_sources = {key: (guide.processor, guide_prompts[key]) for key, guide in guides.items()}
-    collator = Collator(
-        encoder.processor,
-        loss,
-        prepared.binding.format.name,
-        config.chunk_tokens or default_chunk_tokens(),
-        prompts,
-        kind,
-        guide_sources,
-        config.seed,
-        config.data,
-    )
+    collators = {
+        source.name: Collator(
+            encoder.processor,
+            losses[source.name],
+            source.binding.format.name,
+            config.chunk_tokens or default_chunk_tokens(),
+            source.settings.prompts,
+            kind,
+            {key: found for key, found in guide_sources.items() if key in losses[source.name].requires().guides},
+            config.seed,
+            source.settings.path,
+        )
+        for source in sources
+    }
+    collator = MixtureCollator(collators) if prepared.several else collators[""]
 
     def evaluator(module: Any) -> dict[str, float]:
-        from embedloss.evaluation import evaluate
+        from embedloss.evaluation import evaluate, primary_metric
+        from embedloss.training.data_sets import mean_metrics
 
-        assert prepared.eval_binding is not None
-        return evaluate(
-            module.encoder, prepared.eval_data, prepared.eval_binding.format.name, prompts=prompts, loss=module.loss
-        )
+        found, primaries = {}, {}
+        for part in prepared.evaluations:
+            name = part.binding.format.name
+            own = losses[part.source.name] if part.source else None
+            found[part.name] = evaluate(module.encoder, part.data, name, prompts=part.prompts, loss=own)
+            primaries[part.name] = primary_metric(name, getattr(module.encoder, "similarity", "cosine"), kind)
+        return mean_metrics(found, primaries)
 
     out = Path(config.out)
     arguments = TrainingArguments(
@@ -334,7 +349,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         batch_sampler=config.sampler,
         dataloader_num_workers=config.workers,
         logging_steps=config.logging_steps,
-        eval_strategy="steps" if config.eval_steps and prepared.eval_data is not None else "no",
+        eval_strategy="steps" if config.eval_steps and prepared.evaluations else "no",
         eval_steps=config.eval_steps or None,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
@@ -345,18 +360,20 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     )
     for key, cache in caches.items():
         with arguments.main_process_first():  # the others read what it wrote
-            texts = texts_of(prepared.data)
+            texts = [text for s in sources if key in losses[s.name].requires().guides for text in texts_of(s.data)]
             made = cache.fill(guides[key].to(arguments.device), texts, show_progress=arguments.process_index == 0)
         say(f"guide\n  '{key}': {made:,} texts encoded, all others of {len(set(texts)):,} read from {cache.folder}")
     trainer = Trainer(
         step,
         arguments,
-        train_dataset=prepared.data,
+        train_dataset=training_data(config, sources),
         collator=collator,
-        evaluator=evaluator if prepared.eval_data is not None else None,
+        evaluator=evaluator if prepared.evaluations else None,
         callbacks=[report.MetricsFile(out / METRICS_FILE), report.Progress()],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    from embedloss.training.plan import batch_plan
+
     say("batch plan\n" + _indent(batch_plan(trainer, collator, config)))
     say("configuration\n" + _indent(config.to_yaml().rstrip()))
     if arguments.process_index == 0:
@@ -364,7 +381,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-        distributions = sorted({s.distribution for s in expression_specs(config.loss)})
+        distributions = sorted({s.distribution for source in sources for s in expression_specs(source.settings.loss)})
         facts = manifest(config, step_expression(step), distributions)
         (out / MANIFEST_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     result = RunResult(str(out))
@@ -396,14 +413,15 @@ def _card(out: Path, config: RunConfig, step: Any, result: RunResult) -> None:
     from embedloss.registry import expression_specs
     from embedloss.training.trainer import step_expression
 
-    papers = dict.fromkeys(s.citation for s in expression_specs(config.loss) if s.citation)
+    sets = data_sets(config)
+    papers = dict.fromkeys(s.citation for part in sets for s in expression_specs(part.loss) if s.citation)
     write_card(
         out,
         encoder=step.encoder,
         loss=step_expression(step) or config.loss,
         citation="\n".join(f"- {paper}" for paper in papers),
         base_model=config.model,
-        data=config.data,
+        data=", ".join(f"{part.name}: {part.path}" if part.name else part.path for part in sets),
         metrics={k: v for k, v in result.after.items() if not _count(k, v)} or None,
         steps=result.steps,
         batch_size=config.batch_size,
@@ -440,51 +458,6 @@ def _train(trainer: Any, out: Path, config: RunConfig) -> None:
         raise
     except OSError as exception:
         raise EmbedlossError("E402", f"could not write to '{out}': {exception}") from exception
-
-
-def batch_plan(trainer: Any, collator: Collator, config: RunConfig) -> str:
-    """What a step costs, counted on the first batch: rows, texts, chunks, padding, negatives per query."""
-    sampler = trainer.sampler()
-    keys = next(iter(sampler))
-    from embedloss.collate import Keyed
-
-    batch = collator(Keyed(trainer.train_dataset).__getitems__(keys))
-    shapes = [c["input_ids"].shape for c in batch["chunks"] if c["input_ids"].ndim == 2]
-    spec = trainer.step_module.loss.spec
-    processes = trainer.args.world_size
-    updates = -(-len(sampler) // config.gradient_accumulation)
-    steps = config.max_steps if config.max_steps is not None else round(updates * config.epochs)
-    lines = [
-        f"{sampler.rows:,} rows, {config.batch_size} a step on {processes} process(es), sampler {type(sampler).__name__}: "
-        f"{len(sampler):,} batches an epoch, {steps:,} optimizer steps",
-    ]
-    forwards = len(batch["chunks"])
-    texts = len(batch["order"])
-    what = "pairs" if collator.kind == "cross-encoder" else "texts"
-    if shapes:
-        padded = sum(n * width for n, width in shapes)
-        real = sum(int(c["attention_mask"].sum()) for c in batch["chunks"])
-        lines.append(
-            f"first batch: {texts} {what} in {forwards} chunk(s) of at most {collator.chunk_tokens:,} tokens; "
-            f"{padded:,} tokens, {1 - real / padded:.1%} padding"
-        )
-    else:
-        lines.append(f"first batch: {texts} texts in one lookup")
-    again = max(forwards - 1, 0) if trainer.step_module.recompute else 0
-    lines.append(f"forwards a step: {forwards}" + (f" and {again} again in the backward pass (recompute)" if again else ""))
-    if spec.scope == "batch" and "positive" in batch.get("layout", {}):
-        documents = sum(end - begin for role, (begin, end) in batch["layout"].items() if role != "anchor")
-        joint = documents * (processes if config.gather else 1)
-        lines.append(f"negatives per query: {joint - 1}" + (" (gathered)" if config.gather and processes > 1 else ""))
-        if config.gradient_accumulation > 1:
-            lines.append("note: gradient accumulation adds no in-batch negatives; a larger --batch-size with --recompute does")
-    if config.gather and processes == 1:
-        lines.append("note: --gather has no effect on one process")
-    if sampler.short:
-        lines.append(f"note: duplicates make {sampler.short} batches smaller than half of the batch size")
-    if sampler.left_out:
-        lines.append(f"note: {sampler.left_out} rows find no place in this epoch")
-    return "\n".join(lines)
 
 
 def _count(name: str, value: float) -> bool:

@@ -15,8 +15,9 @@ from embedloss.distributed import world
 from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
 from embedloss.encoders import Encoder, encode_chunks
 from embedloss.errors import EmbedlossError
-from embedloss.loss import Loss, LossOutput, ModelInfo
+from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements
 from embedloss.training.health import probe
+from embedloss.training.per_dataset import PerDataset
 
 
 class TrainingStep(nn.Module):
@@ -27,7 +28,7 @@ class TrainingStep(nn.Module):
     Args:
         encoder: the model that is trained: an `Encoder`, or an object that `embedloss.adapters.wrap_model` takes (a
             SentenceTransformer, say), whose parameters are then trained; `step.encoder` is the encoder round it.
-        loss: any loss or sum.
+        loss: any loss or sum; for several data sets a `PerDataset`, whose batches carry "dataset".
         recompute: keep the activations of one chunk only (same value and gradient, less memory, more time).
         gather: pool in-batch candidates over all processes.
         guides: frozen encoders by the key the loss asked for; they are not optimised and not saved. None where the batches
@@ -56,10 +57,11 @@ class TrainingStep(nn.Module):
                 "E302", f"'{loss.spec.name}' trains {' and '.join(loss.spec.models)} models; this is a {encoder.kind}."
             )
         outputs = encoder.dimension if encoder.kind == "cross-encoder" else 1
-        if outputs > 1 and all(f.label != "class" for f in loss.spec.data_formats()):
-            raise EmbedlossError(
-                "E302", f"'{loss.spec.name}' needs one score a pair; this cross-encoder has {outputs} outputs, one a class."
-            )
+        for part in [part for _, part in loss.items()] if isinstance(loss, PerDataset) else [loss]:
+            if outputs > 1 and all(f.label != "class" for f in part.spec.data_formats()):
+                raise EmbedlossError(
+                    "E302", f"'{part.spec.name}' needs one score a pair; this cross-encoder has {outputs} outputs, one a class."
+                )
         self.encoder, self.loss = encoder, loss
         self.requirements = loss.requires()
         self.recompute, self.gather, self.seed = recompute or self.requirements.recompute, gather, seed
@@ -79,10 +81,17 @@ class TrainingStep(nn.Module):
         """One batch of the collator -> {"loss": scalar, "terms": {...}, "metrics": {...}}."""
         labels = batch.get("label")
         inputs = self.scores(batch) if self.encoder.kind == "cross-encoder" else self.embed(batch)
-        output: LossOutput = self.loss(inputs, labels)
+        output: LossOutput = self.part(batch)[0](inputs, labels)
         if isinstance(inputs, Embeddings):  # without graph: keeping it would keep the activations
             self._last = [inputs.own(role).detach() for role in inputs.roles if inputs.single(role)][:2]
         return {"loss": output.total, "terms": dict(output.terms), "metrics": dict(output.metrics)}
+
+    def part(self, batch: Mapping[str, Any]) -> tuple[Loss, Requirements]:
+        """The loss of a batch and what it needs: of several data sets, those of the batch's."""
+        if isinstance(self.loss, PerDataset):
+            loss = self.loss.of(batch["dataset"])
+            return loss, loss.requires()
+        return self.loss, self.requirements
 
     def spread(self) -> dict[str, float]:
         """How the latest batch's embeddings spread; see `embedloss.training.health.probe`."""
@@ -92,10 +101,13 @@ class TrainingStep(nn.Module):
 
     def embed(self, batch: Mapping[str, Any]) -> Embeddings:
         """The embeddings of a batch by role, with everything the loss requires."""
-        leaves = self._leaves(self.encoder, batch, batch, self.requirements.layers)
-        if self.twin is not None:
-            leaves.twin = self._leaves(self.twin, batch, batch, self.requirements.layers)
-        for (key, guide), chunks in zip(self._guides[0].items(), batch.get("guides", []), strict=True):
+        needs = self.part(batch)[1]
+        leaves = self._leaves(self.encoder, batch, batch, needs.layers)
+        if self.twin is not None and needs.twin:
+            leaves.twin = self._leaves(self.twin, batch, batch, needs.layers)
+        several = isinstance(self.loss, PerDataset)
+        guides = {key: guide for key, guide in self._guides[0].items() if not several or key in needs.guides}
+        for (key, guide), chunks in zip(guides.items(), batch.get("guides", []), strict=True):
             with torch.no_grad():
                 leaves.guides[key] = self._leaves(guide and guide.to(leaves.device), batch, chunks, False)
         leaves.tokens = dict(batch.get("tokens", {}))

@@ -21,8 +21,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from embedloss.collate import Collator, Keyed
 from embedloss.encoders import load_encoder
 from embedloss.errors import EmbedlossError
-from embedloss.samplers import EpochSampler, make_sampler
+from embedloss.loss import Loss
+from embedloss.mixture import Mixture, MixtureCollator, MixtureSampler
+from embedloss.registry import create_loss
+from embedloss.samplers import EpochSampler, OwnSampler, make_sampler
 from embedloss.training.health import Health
+from embedloss.training.per_dataset import PerDataset
 from embedloss.training.step import TrainingStep
 
 LOSS_FILE = "loss.safetensors"
@@ -35,7 +39,7 @@ class TrainingArguments(transformers.TrainingArguments):
     """`transformers.TrainingArguments` and what is particular to embeddings.
 
     Args:
-        batch_sampler: "auto" (the loss's recommendation), "random", "no-duplicates" or "group-by-label".
+        batch_sampler: "auto" (the loss's recommendation), "random", "no-duplicates", "group-by-label" or "length-grouped".
         loss_learning_rate: of the loss's own weights; by default `learning_rate`.
     """
 
@@ -49,8 +53,7 @@ class _EpochLoader(DataLoader[Any]):
     """A data loader whose batch sampler learns the epoch (accelerate's own is not used: our samplers share out the rows)."""
 
     def set_epoch(self, epoch: int) -> None:
-        assert isinstance(self.batch_sampler, EpochSampler)
-        self.batch_sampler.set_epoch(epoch)
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 class Trainer(transformers.Trainer):
@@ -59,8 +62,9 @@ class Trainer(transformers.Trainer):
     Args:
         model: the step (encoder and loss).
         args: training arguments.
-        train_dataset: a bound data set: columns named by role, and "label".
-        collator: makes the batches.
+        train_dataset: a bound data set: columns named by role, and "label"; or a `Mixture` of several.
+        collator: makes the batches; a `MixtureCollator` for a mixture.
+        batch_sampler: an order of batches of one's own (`embedloss.samplers.JointBatches`).
         evaluator: called with the encoder, returns metrics by name; runs on the first process only.
         callbacks: as in transformers.
     """
@@ -71,12 +75,14 @@ class Trainer(transformers.Trainer):
         args: TrainingArguments,
         *,
         train_dataset: Any,
-        collator: Collator,
+        collator: Collator | MixtureCollator,
+        batch_sampler: Any = None,
         evaluator: Callable[[Any], Mapping[str, float]] | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         self.evaluator = evaluator
+        self.own_sampler = batch_sampler
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._substep = 0
@@ -85,6 +91,9 @@ class Trainer(transformers.Trainer):
         self.health = Health(Path(args.output_dir), collator.source)
         self.optimizer: Any = None
         self.control: Any = None
+        if isinstance(model.loss, PerDataset) and args.ddp_find_unused_parameters is None:
+            # A step trains the own weights of one data set's loss only; DDP would wait for the others.
+            args.ddp_find_unused_parameters = any(True for _ in model.loss.parameters())
         super().__init__(
             model=model,
             args=args,
@@ -114,14 +123,21 @@ class Trainer(transformers.Trainer):
         return module
 
     # -- data --------------------------------------------------------------------------------------------------------
-    def sampler(self) -> EpochSampler:
+    def sampler(self) -> EpochSampler | MixtureSampler:
         """The batch sampler of this run, for this process."""
         assert isinstance(self.args, TrainingArguments)
-        spec = self.step_module.loss.spec
-        name = spec.sampler if self.args.batch_sampler == "auto" else self.args.batch_sampler
+        loss = self.step_module.loss
+        if self.own_sampler is not None:
+            return OwnSampler(self.own_sampler, len(self.train_dataset))  # type: ignore[arg-type]
+        name = loss.spec.sampler if self.args.batch_sampler == "auto" else self.args.batch_sampler
         columns = getattr(self.train_dataset, "column_names", [])
         roles = [c for c in columns if c not in ("label", "id")]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        if isinstance(self.train_dataset, Mixture):
+            parts = loss.items() if isinstance(loss, PerDataset) else [(part, loss) for part in self.train_dataset.parts]
+            names = {part: str(own.spec.sampler) if self.args.batch_sampler == "auto" else name for part, own in parts}
+            batch_size, drop_last = self.args.per_device_train_batch_size, self.args.dataloader_drop_last
+            return self.train_dataset.sampler(names, batch_size, seed, drop_last)
         return make_sampler(
             name, self.train_dataset, roles, self.args.per_device_train_batch_size, seed, self.args.dataloader_drop_last
         )
@@ -130,7 +146,7 @@ class Trainer(transformers.Trainer):
         """Batches of this process; every process draws the same joint batches and takes its share."""
         workers = self.args.dataloader_num_workers
         return _EpochLoader(
-            Keyed(self.train_dataset),  # type: ignore[arg-type]
+            self.train_dataset if isinstance(self.train_dataset, Mixture) else Keyed(self.train_dataset),  # type: ignore[arg-type]
             batch_sampler=self.sampler(),
             collate_fn=self.data_collator,
             num_workers=workers,
@@ -156,7 +172,10 @@ class Trainer(transformers.Trainer):
         self._batch = inputs
         self.health.check_output(self.step_module, output, inputs, self.state.global_step + 1)
         terms = output["terms"] if set(output["terms"]) != {"loss"} else {}
-        for name, value in (*terms.items(), *output["metrics"].items()):
+        parts = [*terms.items(), *output["metrics"].items()]
+        if "dataset" in inputs:  # each data set is averaged over its own steps
+            parts = [(f"{inputs['dataset']}/{name}", value) for name, value in [("loss", output["loss"]), *parts]]
+        for name, value in parts:
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -175,8 +194,10 @@ class Trainer(transformers.Trainer):
             self._sums, self._counts = {}, {}
         if "loss" in logs:
             spread = self.step_module.spread()
-            self.health.check_spread(spread, self.state.global_step)
-            logs.update({f"embeddings/{name}": value for name, value in spread.items()})
+            dataset = str(self._batch.get("dataset", ""))
+            self.health.check_spread(spread, self.state.global_step, dataset)
+            prefix = f"{dataset}/embeddings" if dataset else "embeddings"
+            logs.update({f"{prefix}/{name}": value for name, value in spread.items()})
         super().log(logs, start_time)
 
     def _averages(self) -> dict[str, float]:
@@ -286,7 +307,11 @@ def save_step(step: TrainingStep, folder: str | os.PathLike[str], training: bool
     state = {name: tensor.contiguous() for name, tensor in step.loss.state_dict().items()}
     if state:
         save_file(state, path / LOSS_FILE)
-    (path / "loss.json").write_text(json.dumps({"expression": step_expression(step)}) + "\n", encoding="utf-8")
+    described: dict[str, Any] = {"expression": step_expression(step)}
+    if isinstance(step.loss, PerDataset) and described["expression"]:
+        described["losses"] = step.loss.expressions()
+        described |= {"num_classes": step.loss.num_classes, "label_dimension": step.loss.label_dimension}
+    (path / "loss.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
     if training and step.twin is not None:
         save_file({name: tensor.contiguous() for name, tensor in step.twin.state_dict().items()}, path / TWIN_FILE)
 
@@ -298,6 +323,16 @@ def read_expression(folder: str | os.PathLike[str]) -> str:
     if not expression:
         raise EmbedlossError("E403", f"'{folder}' does not say which loss it was trained with.")
     return str(expression)
+
+
+def read_loss(folder: str | os.PathLike[str]) -> Loss:
+    """The loss of a saved folder without its weights: one, or one a data set; E403 if the folder does not say."""
+    expression = read_expression(folder)
+    described = json.loads((Path(folder) / "loss.json").read_text(encoding="utf-8"))
+    if "losses" not in described:
+        return create_loss(expression)
+    losses = {name: create_loss(text) for name, text in described["losses"].items()}
+    return PerDataset(losses, described.get("num_classes"), described.get("label_dimension"))
 
 
 def step_expression(step: TrainingStep) -> str | None:
