@@ -36,17 +36,24 @@ class Sum:
     column: int = 1
 
 
+def one_line(text: str) -> str:
+    """The text that columns count in: a folded YAML value has line breaks."""
+    return " ".join(text.split()) if "\n" in text.strip() else text
+
+
+def pointed(text: str, column: int) -> str:
+    """ "at column 8", the expression, and a pointer below that column."""
+    return f"at column {column}\n  {text}\n  {' ' * (column - 1)}^"
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = one_line(text)
 
     def error(self, message: str, column: int) -> NoReturn:
-        pointer = " " * (column - 1) + "^"
-        raise EmbedlossError("E202", f"{message} at column {column}\n  {self.text}\n  {pointer}")
+        raise EmbedlossError("E202", f"{message} {pointed(self.text, column)}")
 
     def parse(self) -> Call | Sum:
-        if "\n" in self.text.strip():
-            self.text = " ".join(self.text.split())
         if not self.text.strip():
             raise EmbedlossError("E202", 'the loss expression is empty; type a loss such as "mnrl(scale=20)".')
         protected = _HYPHEN.sub(lambda m: m.group(1) or "_", self.text)

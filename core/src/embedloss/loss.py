@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from embedloss.expression import literal
 from embedloss.formats import LABELS, DataFormat
 from embedloss.schedules import Schedule
 from embedloss.similarity import pairwise
-from embedloss.spec import LossSpec
+from embedloss.spec import LossSpec, constructor_parameters
 from embedloss.validate import COMMON, Check
 
 Row = dict[str, Any]
@@ -273,15 +272,14 @@ class Loss(nn.Module):
     def parameters_of_expression(self) -> dict[str, Any]:
         """Constructor parameters that differ from their defaults, by name."""
         found = {}
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                value = getattr(self, name)
-                if (
-                    parameter.default is parameter.empty
-                    or value != parameter.default
-                    or (type(value) is bool and value is not parameter.default)
-                ):
-                    found[name] = value
+        for name, parameter in constructor_parameters(type(self)).items():
+            value = getattr(self, name)
+            if (
+                parameter.default is parameter.empty
+                or value != parameter.default
+                or (type(value) is bool and value is not parameter.default)
+            ):
+                found[name] = value
         return found
 
     def to_expression(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from embedloss import expression
@@ -11,7 +13,7 @@ from embedloss.errors import EmbedlossError
 from embedloss.expression import Call, Sum
 from embedloss.known import distribution_of
 from embedloss.plugins import PluginManager, plugin_manager
-from embedloss.spec import LossSpec, normalise
+from embedloss.spec import LossSpec, constructor_parameters, normalise
 
 if TYPE_CHECKING:
     from embedloss.loss import Loss
@@ -103,32 +105,66 @@ def get_spec(name: str) -> LossSpec:
 
 def parameters_of(spec: LossSpec) -> dict[str, inspect.Parameter]:
     """The constructor's parameters of a loss (imports it)."""
-    parameters = inspect.signature(spec.load()).parameters
-    return {k: p for k, p in parameters.items() if k != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return constructor_parameters(spec.load())
 
 
-def _build(node: Any) -> Any:
+@contextlib.contextmanager
+def _pointing(node: Call, text: str) -> Iterator[None]:
+    """Adds to a mistake in a part of an expression where that part is."""
+    try:
+        yield
+    except EmbedlossError as error:
+        if node.column == 1 or "\n" in error.message or not text:
+            raise
+        raise EmbedlossError(error.code, f"{error.message} It is {expression.pointed(text, node.column)}") from error
+
+
+def _build(node: Any, text: str = "") -> Any:
     if isinstance(node, Call):
         from embedloss.schedules import SCHEDULES
 
-        if normalise(node.name) in SCHEDULES:
-            return _construct(SCHEDULES[normalise(node.name)], node.name, node.args, node.kwargs)
-        spec = get_spec(node.name)
-        loss = _construct(spec.load(), spec.name, node.args, node.kwargs)
-        loss.bind_spec(spec)
-        return loss
+        schedule = SCHEDULES.get(normalise(node.name))
+        with _pointing(node, text):
+            spec = get_spec(node.name) if schedule is None else None
+        target, name = (schedule, node.name) if spec is None else (spec.load(), spec.name)
+        args, kwargs = [_build(a, text) for a in node.args], {k: _build(v, text) for k, v in node.kwargs.items()}
+        with _pointing(node, text):
+            made = _construct(target, name, args, kwargs)
+            if spec is not None:
+                made.bind_spec(spec)
+        return made
     if isinstance(node, Sum):
         from embedloss.loss import WeightedSum
 
-        return WeightedSum([(_build(w) if isinstance(w, Call) else w, _build(t)) for w, t in node.terms])
+        return WeightedSum([(_build(w, text) if isinstance(w, Call) else w, _build(t, text)) for w, t in node.terms])
     if isinstance(node, list):
-        return [_build(v) for v in node]
+        return [_build(v, text) for v in node]
     return node
 
 
-def _construct(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    signature = inspect.signature(target).parameters.values()  # *args: a class without a constructor of its own
-    parameters = [p.name for p in signature if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {  # of constructor parameters -> in words, and what a literal may be
+    "bool": ("True or False", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("a text", (str,)),
+    "None": ("None", (type(None),)),
+}
+
+
+def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
+    """E203 for a literal that is none of the simple types by which a parameter is declared."""
+    declared = str(getattr(parameter.annotation, "__name__", parameter.annotation)).split(" | ")
+    literal = isinstance(value, (bool, int, float, str, list, tuple, dict, type(None))) or hasattr(value, "to_expression")
+    if not literal or not set(declared) <= set(_TYPES):
+        return
+    allowed = [kind for one in declared for kind in _TYPES[one][1]]
+    if type(value) not in allowed:
+        words = " or ".join(_TYPES[one][0] for one in declared)
+        raise EmbedlossError("E203", f"'{name}': {parameter.name} must be {words}, got {value!r}.")
+
+
+def _construct(target: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    parameters = constructor_parameters(target)
     renamed: dict[str, str] = getattr(target, "parameter_aliases", {})  # names that other libraries use
     kwargs = {renamed.get(k, k): v for k, v in kwargs.items()}
     unknown = [k for k in kwargs if k not in parameters]
@@ -138,8 +174,10 @@ def _construct(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, 
         raise EmbedlossError(
             "E203", f"'{name}' has no parameter '{unknown[0]}'.{hint} It takes: {', '.join(parameters) or 'no parameters'}."
         )
+    for parameter, value in (*zip(parameters, args, strict=False), *kwargs.items()):
+        _check_type(name, parameters[parameter], value)
     try:
-        return target(*(_build(a) for a in args), **{k: _build(v) for k, v in kwargs.items()})
+        return target(*args, **kwargs)
     except (TypeError, ValueError) as exception:
         raise EmbedlossError("E203", f"'{name}': {exception}") from exception
 
@@ -159,7 +197,7 @@ def create_loss(expression_or_name: str, **parameters: Any) -> Loss:
         if not isinstance(node, Call):
             raise EmbedlossError("E203", "keyword parameters go with one loss, not with a sum.")
         node = Call(node.name, node.args, {**node.kwargs, **parameters}, node.column)
-    loss = _build(node)
+    loss = _build(node, expression.one_line(expression_or_name))
     from embedloss.loss import Loss
 
     if not isinstance(loss, Loss):
@@ -172,11 +210,13 @@ def expression_specs(text: str) -> list[LossSpec]:
     from embedloss.schedules import SCHEDULE_NAMES
 
     found: list[LossSpec] = []
+    line = expression.one_line(text)
 
     def walk(node: Any) -> None:
         if isinstance(node, Call):
             if normalise(node.name) not in SCHEDULE_NAMES:
-                found.append(get_spec(node.name))
+                with _pointing(node, line):
+                    found.append(get_spec(node.name))
             for child in (*node.args, *node.kwargs.values()):
                 walk(child)
         elif isinstance(node, Sum):

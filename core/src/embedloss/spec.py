@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,17 @@ ModelKind = Literal["bi-encoder", "cross-encoder"]
 def normalise(name: str) -> str:
     """Hyphen, underscore and case do not matter in names."""
     return name.strip().lower().replace("_", "-")
+
+
+def constructor_parameters(made: type) -> dict[str, inspect.Parameter]:
+    """A class's constructor parameters by name, `self` aside; a constructor's **kwargs are those of the class above it."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in (c for c in made.__mro__ if "__init__" in vars(c)):
+        own = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        found = {**{p.name: p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in found}, **found}
+        if all(p.kind is not p.VAR_KEYWORD for p in own):
+            break
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

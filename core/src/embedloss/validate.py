@@ -32,6 +32,7 @@ def is_whole(value: Any, least: float = -math.inf) -> bool:
 
 
 positive = must_be("above 0 and finite", lambda value: not isinstance(value, bool) and 0 < value < math.inf)
+finite = must_be("finite", lambda value: -math.inf < value < math.inf)
 not_negative = must_be("at least 0 and finite", lambda value: 0 <= value < math.inf)
 share = must_be("from 0 to 1", lambda value: 0 <= value <= 1)
 whole = must_be("an integer", is_whole)
@@ -59,7 +60,7 @@ def named(choices: Collection[str], aliases: Mapping[str, str] | None = None) ->
 
 
 def _without_effect(name: str, value: Any) -> Any:
-    if value is not None:
+    if value:
         warnings.warn(f"{name} has no effect: chunks are the encoder's (chunk_tokens, recompute).", stacklevel=4)
     return value
 
@@ -72,4 +73,6 @@ COMMON: dict[str, Check] = {
     "scale": positive,
     "reduction": one_of("mean", "sum"),
     "mini_batch_size": _without_effect,
+    "mini_batch_num_tokens": _without_effect,
+    "show_progress_bar": _without_effect,
 }

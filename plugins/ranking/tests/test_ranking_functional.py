@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from embedloss import Embeddings, EmbedlossError, create_loss, list_losses
+from embedloss.in_batch import closer
 from embedloss.testing.kit import parametrize_with_checks
 from embedloss_ranking import functional as F
 from embedloss_ranking import losses
@@ -237,26 +238,6 @@ def test_a_learnable_scale_gets_its_gradient(directions):
     assert abs(found - difference) < 1e-8
 
 
-def test_the_plain_and_the_tiled_form_agree():
-    """The path for distances, given products: the same numbers by autograd over whole matrices."""
-    counts = COUNTS["ragged"]
-    rows = torch.arange(5).repeat_interleave(torch.tensor(counts))
-    settings = {"scale": 9.0, "directions": ALL, "hardness_mode": "all_negatives", "hardness_strength": 1.0}
-    tensors = [torch.nn.functional.normalize(t, dim=1) for t in data(counts)]
-    found = []
-    for dense in (False, True):
-        leaves = leaves_of(tensors)
-        with pytest.MonkeyPatch.context() as patch:
-            if dense:
-                patch.setattr(F, "matrix", lambda name, x, y: x @ y.T)
-            name = "euclidean" if dense else "dot"
-            value, active = F.multiple_negatives_ranking(*leaves, rows, similarity=name, **settings)
-        found.append([value, active, *gradients(value, leaves)])
-    assert min(g.abs().max() for g in found[0][2:]) > 1e-3
-    for tiled, dense in zip(*found, strict=True):
-        assert torch.allclose(tiled, dense, rtol=0, atol=1e-12)
-
-
 def test_only_wanted_gradients_are_made():
     counts = [1] * 6
     anchor, positive, negative = data(counts)
@@ -438,11 +419,14 @@ def test_gist(kind, strategy, margin, anchors, positives):
 def test_gist_in_tiles_and_ranges(tile):
     counts = [1] * 8
     tensors, guides = leaves_of(data(counts)), data(counts, dim=3, seed=5)
-    whole, _ = F.guided_ranking(*tensors, *guides, temperature=0.2)
+    judge = dict(zip(("anchor", "positive", "negative"), guides, strict=True))
+    settings = {"scale": 5.0, "directions": ("query_to_query", "positive_to_positive")}
+    settings["masks"] = closer(judge, "cosine", lambda found: found)
+    whole, _ = F.multiple_negatives_ranking(*tensors, torch.arange(8), **settings)
     wanted = gradients(whole, tensors)
     assert min(g.abs().max() for g in wanted) > 1e-3
     parts = [
-        F.guided_ranking(*tensors, *guides, temperature=0.2, begin=b, end=e, divisor=8, tile=tile)[0]
+        F.multiple_negatives_ranking(*tensors, torch.arange(8), begin=b, end=e, divisor=8, tile=tile, **settings)[0]
         for b, e in ((0, 5), (5, 8))
     ]
     assert abs(sum(parts) - whole) < 1e-12
@@ -543,7 +527,7 @@ def test_cached_and_symmetric_names():
     cached = create_loss("cached_mnrl(scale=5)")
     assert cached.requires().recompute
     assert cached(emb).total == create_loss("mnrl(scale=5)")(emb).total
-    with pytest.warns(UserWarning, match="the encoder cuts"):
+    with pytest.warns(UserWarning, match="chunks are the encoder's"):
         assert create_loss("cached_mnrl(mini_batch_size=16)").mini_batch_size == 16
     assert create_loss("mnrl").requires().recompute is False
     wanted = create_loss("mnrl(directions=['query_to_doc', 'doc_to_query'], partition_mode='per_direction')")(emb).total
@@ -575,8 +559,8 @@ def test_cached_and_symmetric_names():
         ("gist()", "guide"),
         ("gist(guide='g', temperature=0)", "temperature must be above 0"),
         ("gist(guide='g', margin_strategy='ratio')", "margin_strategy must be one of absolute, relative"),
-        ("mega_batch(positive_margin=2)", r"positive_margin is compared with a cosine"),
-        ("mega_batch(mini_batch_size=0)", "mini_batch_size must be a whole number"),
+        ("mega_batch(positive_margin=2)", "positive_margin must be a cosine, so in [-1, 1]"),
+        ("mega_batch(mini_batch_size=0)", "mini_batch_size must be a positive integer"),
     ],
 )
 def test_wrong_parameters_are_refused(expression, message):

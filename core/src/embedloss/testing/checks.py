@@ -23,6 +23,7 @@ from embedloss.errors import EmbedlossError
 from embedloss.formats import LABELS
 from embedloss.loss import Loss, LossOutput, Modifier, WeightedSum
 from embedloss.registry import create_loss
+from embedloss.spec import constructor_parameters
 from embedloss.testing.case import STEP, Batch, Case, NotApplicable, Run, order_matters, registered, run, specs_inside
 
 
@@ -155,11 +156,13 @@ def check_parameters(case: Case) -> None:
     """Every constructor parameter is kept as an attribute of the same name, as a value that an expression can hold."""
     if isinstance(case.original, WeightedSum):
         raise NotApplicable("a sum has terms, not parameters")
-    constructor = type(case.original).__init__
-    found = {} if constructor is nn.Module.__init__ else dict(list(inspect.signature(constructor).parameters.items())[1:])
-    for name, parameter in found.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise AssertionError(f"*{name}: parameters must be named one by one")
+    kind = type(case.original)
+    own = [vars(c)["__init__"] for c in kind.__mro__[: kind.__mro__.index(Loss)] if "__init__" in vars(c)]
+    kinds = [{p.kind for p in inspect.signature(constructor).parameters.values()} for constructor in own]
+    last = next((found for found in kinds if inspect.Parameter.VAR_KEYWORD not in found), kinds[-1] if kinds else set())
+    if last & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        raise AssertionError("parameters must be named one by one, not taken by *args or **kwargs")
+    for name in constructor_parameters(kind):
         if not hasattr(case.original, name):
             raise AssertionError(f"the parameter '{name}' is not kept as an attribute of that name")
     case.original.to_expression()

@@ -35,7 +35,8 @@ class _Dims(Modifier):
         repeated = sorted({d for d in dims if list(dims).count(d) > 1})
         if repeated:
             raise ValueError(f"dims repeats {', '.join(map(str, repeated))}; give that dimension a larger weight instead")
-        if weights is not None and (not isinstance(weights, (list, tuple)) or len(weights) != len(dims)):
+        numbers = isinstance(weights, (list, tuple)) and all(type(weight) in (int, float) for weight in weights)
+        if weights is not None and not (numbers and len(weights) == len(dims)):
             raise ValueError(f"weights must be a list of one number for each of the {len(dims)} dims, got {weights!r}")
 
     def _check_width(self, width: int, what: str) -> None:

@@ -25,6 +25,22 @@ _PROCESSES = """With several processes each scores its own rows against the text
 step, not of the loss), and divides the sum over its rows by (rows of all processes / processes). So the mean over processes is
 the mean over all rows, whether or not every process has as many."""
 
+_EQUAL = """- `mask_same_text = False`: if true, a document whose text is that of the row's positive, or a query whose text is
+  that of the row's anchor, is no negative of that row.
+- `mask_same_id = False`: if true, anchors and positives of rows with the same id (`--map id=COLUMN`, which may be a label)
+  are no negatives of each other."""
+
+_POSITIVES = """- `positives = "first"`: the row's own. Rows whose anchors are equal texts share their positives, and have
+  none of them as a negative, with `mean` (each row scores its own, so that a group learns the mean over its positives) and
+  with `sum` (the probabilities of all are added)."""
+
+_JUDGED = """- `guide = None`: a frozen model (folder or hub id) whose cosines judge candidates, or `"self"`: the embeddings
+  that are trained, as constants, by the similarity of the loss. A candidate is dropped that it finds closer than the row's
+  positive less the margin.
+- `margin = 0`: larger drops more; -0.1 drops what is closer by more than 0.1.
+- `margin_strategy = "absolute"`: or `relative`, a share of the size of the positive's similarity.
+- `guide_prompt = None`: text put before every text that the guide sees."""
+
 _PAIRS_EXAMPLE = """```python
 import torch
 from embedloss import Embeddings, create_loss
@@ -133,9 +149,9 @@ become scale · sim + hardness_strength · sim, the second sim without gradient.
   in `query_to_doc`.
 - `hardness_strength = 0`: at least 0; 9 and 5 are published for the first two modes.
 - `negatives = "both"`: `own` takes only the row's own hard negatives as candidates, `in-batch` leaves these out.
-- `mask_same_text = False`: if true, a document whose text is that of the row's positive, or a query whose text is that of the
-  row's
-  anchor, is no negative of that row.
+{_EQUAL}
+{_POSITIVES}
+{_JUDGED}
 
 **When to use it**
 
@@ -155,9 +171,8 @@ partition_mode="per_direction"`; the loss of GTE is all four directions, `joint`
 
 None in value and gradient where it takes the input, but for two: a zero vector gets gradient 0 from a cosine (there about
 1e12), and
-processes with different numbers of rows give the gradient of one process. `negatives`, `mask_same_text` and a different number
-of
-hard negatives in each row are ours. {_PROCESSES} Memory does not hold the matrix of similarities for `cosine` and `dot`.
+processes with different numbers of rows give the gradient of one process. The parameters from `negatives` on and a different
+number of hard negatives in each row are ours. {_PROCESSES} Memory does not hold the matrix of similarities.
 
 **Example**
 
@@ -276,12 +291,15 @@ The loss is the mean over rows of log Σ exp(c / temperature) - c(a_i, p_i) / te
 
 **Parameters**
 
-- `guide`: folder or hub id of a model, or an `Encoder`. Frozen, never trained or saved; it tokenises for itself.
+- `guide`: folder or hub id of a model, or an `Encoder`. Frozen, never trained or saved; it tokenises for itself. Or `"self"`:
+  the embeddings that are trained, as constants.
 - `temperature = 0.01`: above 0.
 - `margin_strategy = "absolute"`: or `relative`.
 - `margin = 0`: any number; a larger one drops more candidates.
 - `contrast_anchors = True`, `contrast_positives = True`: see above.
 - `guide_prompt = None`: text put before every text that the guide sees, such as `"query: "`.
+{_EQUAL}
+{_POSITIVES}
 
 **When to use it**
 
@@ -353,6 +371,8 @@ A batch of one row has the first term only.
 - `use_mini_batched_version = True`, `mini_batch_size = 50`: look at that many rows at a time. Value and gradient do not depend
   on
   it. Any size works.
+{_EQUAL}
+{_JUDGED}
 
 **When to use it**
 
