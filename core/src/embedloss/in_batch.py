@@ -117,10 +117,10 @@ class InBatchLoss(Loss):
             raise ValueError("guide_prompt has no effect with guide='self'")
 
     def requires(self) -> Requirements:
-        """The guide's embeddings."""
+        """The guide's embeddings, and ids of the rows where they are compared."""
         guides = () if self.guide in (None, "self") else (self.guide,)
         prompts = {guide: self.guide_prompt for guide in guides if self.guide_prompt}
-        return super().requires() | Requirements(guides=guides, guide_prompts=prompts)
+        return super().requires() | Requirements(guides=guides, guide_prompts=prompts, row_ids=self.mask_same_id)
 
     def judge(self, emb: Embeddings) -> Embeddings | None:
         """The embeddings that judge candidates, if any; E206 if they are not there."""

@@ -86,6 +86,7 @@ class Requirements:
         guide_prompts: prompt of each guide, by key.
         tokens: roles whose token ids are wanted (`Embeddings.tokens`) and which are then not encoded.
         recompute: the loss asks for recomputation (the `cached-...` names).
+        row_ids: ids of the rows (`Embeddings.row_ids`).
     """
 
     layers: bool = False
@@ -94,6 +95,7 @@ class Requirements:
     guide_prompts: Mapping[Any, str] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
     recompute: bool = False
+    row_ids: bool = False
 
     def __or__(self, other: Requirements) -> Requirements:
         return Requirements(
@@ -103,6 +105,7 @@ class Requirements:
             {**self.guide_prompts, **other.guide_prompts},
             self.tokens | other.tokens,
             self.recompute or other.recompute,
+            self.row_ids or other.row_ids,
         )
 
 

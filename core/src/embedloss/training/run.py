@@ -86,11 +86,16 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     eval_raws = {name: load_named(name, path) for name, path in evaluation_paths(config).items()}
     from embedloss.training.per_dataset import joint_spec
 
-    specs = {data_set.name: create_loss(data_set.loss).spec for data_set in settings}
+    losses = {data_set.name: create_loss(data_set.loss) for data_set in settings}
+    specs = {name: loss.spec for name, loss in losses.items()}
     spec = joint_spec(specs) if settings[0].name else specs[""]
     local = config.model.startswith("static") or Path(config.model).expanduser().is_dir()
     kind = choose_kind(config, spec) if local else None  # a model of the hub is not loaded before the data is checked
     sources = bind_sources(config, raws, specs)
+    for source in sources:
+        if losses[source.name].requires().row_ids and source.binding.id is None:
+            message = f"'{source.settings.loss}' compares ids of rows, and no column is bound to id. Type: --map id=COLUMN"
+            raise EmbedlossError("E102", message)
     prepared = Prepared(sources, bind_evaluations(config, eval_raws, sources), spec, kind)
     lines = []
     for source in sources:

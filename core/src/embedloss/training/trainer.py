@@ -48,6 +48,12 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False)  # a NaN is logged as NaN
     remove_unused_columns: bool | None = field(default=False)
 
+    def __post_init__(self) -> None:
+        """Processes without an accelerator form a group only if they are told that they run on CPUs."""
+        accelerator = getattr(torch, "accelerator", torch.cuda)  # torch.accelerator: since 2.6
+        self.use_cpu = self.use_cpu or not accelerator.is_available()
+        super().__post_init__()
+
 
 class _EpochLoader(DataLoader[Any]):
     """A data loader whose batch sampler learns the epoch (accelerate's own is not used: our samplers share out the rows)."""

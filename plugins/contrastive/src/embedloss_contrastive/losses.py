@@ -55,7 +55,7 @@ class ContrastiveLoss(_BinaryLoss):
     spec = CONTRASTIVE
     parameter_aliases: ClassVar[dict[str, str]] = {"distance_metric": "distance", "size_average": "reduction"}
 
-    def __init__(self, distance: Any = "cosine", margin: float = 0.5, reduction: str = "mean") -> None:
+    def __init__(self, distance: Any = "cosine", margin: float = 0.5, reduction: str | bool = "mean") -> None:
         super().__init__()
         if isinstance(reduction, bool):  # under its other name, size_average
             reduction = "mean" if reduction else "sum"
