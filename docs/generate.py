@@ -227,8 +227,8 @@ def conformance_matrix(found: dict[str, Any]) -> str:
 MUTANTS_TEXT = """\
 # What the conformance kit catches
 
-{count} wrong losses, made from correct ones after the kinds of bugs that embedding libraries shipped, each beside the check that
-is meant for it and what that check says. The correct losses pass every check. Made by
+{count} wrong losses, made from correct ones after the kinds of bugs that embedding libraries shipped, each beside the check
+that is meant for it and what that check says. The correct losses pass every check. Made by
 
 ```text
 EMBEDLOSS_MUTANT_TABLE=docs/plugins/mutants.json pytest tests/test_mutants.py
@@ -243,7 +243,7 @@ MUTANTS = Path(__file__).parent / "plugins" / "mutants.json"
 def mutants_page() -> str:
     found = json.loads(MUTANTS.read_text(encoding="utf-8"))
     rows = [(f"`{m['loss']}`", m["wrong"], f"`{m['check']}`", m["message"].replace("`", "'")) for m in found]
-    return NOTE + MUTANTS_TEXT.format(count=len(found)) + table(["loss", "what is wrong", "caught by", "which says"], rows)
+    return "---\nhide: [toc]\n---\n\n" + NOTE + MUTANTS_TEXT.format(count=len(found)) + table(["loss", "what is wrong", "caught by", "which says"], rows)
 
 
 API_TEXT = {
