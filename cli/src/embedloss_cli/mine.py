@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedloss_cli.model_commands import check_model
+from embedloss.model_names import check_model_name
 from embedloss_cli.options import Drop, Json, Map, check_output, pairs
 from embedloss_cli.output import print_json, wrapped
 
@@ -104,7 +104,7 @@ def mine(
     settings = {name: given[name] for name in names}
     MiningSettings(**settings)  # before torch is loaded
     for name in (model, cross_encoder) if cross_encoder else (model,):
-        check_model(name)
+        check_model_name(name)
     from embedloss import mine as find
     from embedloss.convert import write_rows
     from embedloss.mining.store import remove

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedloss.model_names import check_model_name
 from embedloss_cli.data_commands import Data, bind_best
 from embedloss_cli.options import Drop, Json, Map, check_output, pairs
 from embedloss_cli.output import columns, number, print_json, width, wrapped
@@ -52,21 +53,6 @@ def texts_of(dataset: datasets.Dataset, column: str | None, source: str) -> list
     )
 
 
-def check_model(name: str) -> None:
-    """E301 for a model folder that is missing, before any data is embedded."""
-    from embedloss.errors import EmbedlossError
-
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise EmbedlossError("E301", f"model '{name}' is a file; give the folder that holds modules.json or config.json.")
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("modules.json", "config.json")):
-            raise EmbedlossError("E301", f"model folder '{name}' holds neither modules.json nor config.json.")
-        return
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.exists():
-        raise EmbedlossError("E301", f"model folder '{name}' does not exist.")
-
-
 def evaluate(
     model: Model,
     data: Data,
@@ -94,7 +80,7 @@ def evaluate(
     from embedloss.errors import EmbedlossError
 
     for name in (model, compare) if compare else (model,):
-        check_model(name)
+        check_model_name(name)
     dataset = load_rows(data)
     binding, report, _ = bind_best(dataset, pairs(mapping, "--map"), drop or [], format_)
     report.raise_if_faulty()
@@ -168,7 +154,7 @@ def encode(
     if path.suffix not in (".npy", ".parquet"):
         raise EmbedlossError("E402", f"'{out}': the file must end in .npy or .parquet.")
     check_output(out, overwrite)
-    check_model(model)
+    check_model_name(model)
     texts = texts_of(load_rows(data), column, data)
     from embedloss.encoders import load_encoder
 
@@ -210,7 +196,7 @@ def search(
 
     if not query.strip():
         raise EmbedlossError("E104", "the query is empty.")
-    check_model(model)
+    check_model_name(model)
     texts = texts_of(load_rows(docs), column, docs)
     import torch
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from embedloss_cli.model_commands import PANEL, Column, Model, check_model, print_documents, texts_of
+from embedloss.model_names import check_model_name
+from embedloss_cli.model_commands import PANEL, Column, Model, print_documents, texts_of
 from embedloss_cli.options import Json
 
 
@@ -30,7 +31,7 @@ def rank(
 
     if not query.strip():
         raise EmbedlossError("E104", "the query is empty.")
-    check_model(model)
+    check_model_name(model)
     texts = texts_of(load_rows(docs), column, docs)
     import numpy as np
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedloss.errors import EmbedlossError
+from embedloss.model_names import check_model_name
 from embedloss.training.config import RunConfig
 from embedloss.training.data_config import data_sets
 
@@ -79,7 +80,10 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     for data_set in settings:
         expression_specs(data_set.loss)  # a typing mistake answers before torch is loaded
     _check_folder(config)
-    _check_model(config)
+    if config.model.startswith("static"):
+        _static_arguments(config.model)
+    else:
+        check_model_name(config.model)
     from embedloss.training.data_sets import bind_evaluations, bind_sources, evaluation_paths, load_named
 
     raws = {data_set.name: load_named(data_set.name, data_set.path) for data_set in settings}
@@ -125,22 +129,6 @@ def _check_folder(config: RunConfig) -> None:
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise EmbedlossError("E402", f"no permission to write in '{parent}'.")
-
-
-def _check_model(config: RunConfig) -> None:
-    name = config.model
-    if name.startswith("static"):
-        _static_arguments(name)
-        return
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
-    folder = Path(name).expanduser()
-    if folder.is_file():
-        raise EmbedlossError("E301", f"model '{name}' is a file; give the folder that holds modules.json or config.json.")
-    if folder.is_dir():
-        if not any((folder / f).is_file() for f in ("modules.json", "config.json")):
-            raise EmbedlossError("E301", f"model folder '{name}' holds neither modules.json nor config.json.")
-    elif looks_local:
-        raise EmbedlossError("E301", f"model folder '{name}' does not exist.")
 
 
 def _static_arguments(text: str) -> dict[str, int]:
