@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import torch
+
+from embedloss.testing.processes import process_group, run_processes
 
 PAIRS, GIVEN, SINGLE = ("first", "second"), ("anchor", "positive"), ("text",)
 CASES = [
@@ -72,32 +73,13 @@ def check(rank, expression, roles, labelled, shares):
     assert taught == 2
 
 
-def worker(rank, store):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    for case in CASES:
-        for shares in SHARES:
-            check(rank, *case, shares)
-    dist.barrier()
-    dist.destroy_process_group()
-    print("checked")
-
-
 def test_two_processes_equal_one(tmp_path):
-    command = [sys.executable, __file__, str(tmp_path / "store")]
-    processes = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in (0, 1)
-    ]
-    try:
-        outputs = [p.communicate(timeout=100)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
-    assert all(o.endswith("checked\n") for o in outputs)
+    run_processes([sys.executable, __file__, str(tmp_path)], 2)
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[2]), sys.argv[1])
+    folder, rank, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    with process_group(folder, rank, count):
+        for case in CASES:
+            for shares in SHARES:
+                check(rank, *case, shares)

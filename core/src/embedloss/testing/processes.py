@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,37 +96,59 @@ def evaluate_on_processes(cases: Sequence[Case], sizes: Sequence[int], timeout: 
         for rank, size in enumerate(sizes):
             begin = sum(sizes[:rank])
             torch.save([case.part(begin, begin + size) for case in cases], f"{folder}/given-{rank}.pt")
-        command = [sys.executable, "-m", "embedloss.testing.processes", folder, str(len(sizes))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        started = [
-            subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment)
-            for rank in range(len(sizes))
-        ]
-        try:
-            errors = [process.communicate(timeout=timeout)[1] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        if any(process.returncode for process in started):
-            raise RuntimeError("\n".join(errors))
+        run_processes([sys.executable, "-m", "embedloss.testing.processes", folder], len(sizes), timeout)
         found = [torch.load(f"{folder}/found-{rank}.pt", weights_only=False) for rank in range(len(sizes))]
     return [case.joined(results) for case, results in zip(cases, zip(*found, strict=True), strict=True)]
 
 
-def _process(folder: str, count: int, rank: int) -> None:
+def run_processes(command: Sequence[str], count: int, timeout: float = 120) -> list[str]:
+    """Run a command `count` times at once, with the rank and the number of processes as its last arguments.
+
+    Returns:
+        What each process printed to stdout, by rank.
+
+    Raises:
+        RuntimeError: one of them failed; with what all of them printed to stderr.
+        subprocess.TimeoutExpired: one of them took longer than `timeout` seconds; all are ended.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for rank in range(count)
+    ]
+    try:
+        printed = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    if any(process.returncode for process in started):
+        raise RuntimeError("\n".join(error for _, error in printed))
+    return [text for text, _ in printed]
+
+
+@contextmanager
+def process_group(folder: str | Path, rank: int, count: int) -> Iterator[None]:
+    """A gloo group of one-threaded processes that meet in a folder, for the time of a with block."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{Path(folder).resolve()}/store", rank=rank, world_size=count)
-    results = []
-    for given in torch.load(f"{folder}/given-{rank}.pt", weights_only=False):
-        loss = create_loss(given["loss"])
-        if any(tensor.dtype == torch.float64 for tensor in given["weights"].values()):
-            loss.double()
-        loss.load_state_dict(given["weights"])
-        results.append(evaluate(loss, given["roles"], given["labels"], gather=True))
-    torch.save(results, f"{folder}/found-{rank}.pt")
+    yield
     gc.collect()  # a graph with a gather in it must be gone before the group is
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _process(folder: str, rank: int, count: int) -> None:
+    results = []
+    with process_group(folder, rank, count):
+        for given in torch.load(f"{folder}/given-{rank}.pt", weights_only=False):
+            loss = create_loss(given["loss"])
+            if any(tensor.dtype == torch.float64 for tensor in given["weights"].values()):
+                loss.double()
+            loss.load_state_dict(given["weights"])
+            results.append(evaluate(loss, given["roles"], given["labels"], gather=True))
+        torch.save(results, f"{folder}/found-{rank}.pt")
 
 
 if __name__ == "__main__":
