@@ -65,10 +65,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """The oldest transformers and typer that we declare (constraints-oldest.txt): command line, plugins, losses, trainer.
+    """The oldest torch, transformers, typer and others that we declare: command line, plugins, losses, trainer.
 
-    The oldest torch (2.4) is not tested: only one CPU build is on the index that we use, the one in that file. Where others can
-    be installed, change its line. Parity with sentence-transformers is left out: its release needs newer packages.
+    The versions are those of constraints-oldest.txt. Before torch 2.6 transformers refuses to read an optimizer's state, so no
+    run could be resumed; before accelerate 1.3 its trainer does not start. Parity with sentence-transformers is left out: its
+    release needs newer packages.
     """
     editable = [
         part for name in ("core", "cli", "plugins/ranking", "plugins/modifiers") for part in ("--editable", f"./{name}")
@@ -108,6 +109,17 @@ def build(session: nox.Session) -> None:
     wheels = [str(w) for w in sorted(dist.glob("*.whl"))]
     session.run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, *wheels, external=True)
     session.run(str(fresh / "bin" / "embedloss"), "list", external=True)
+
+
+@nox.session
+def tutorial(session: nox.Session) -> None:
+    """Type what docs/plugins/tutorial.md says into a fresh environment, and say how long each command took."""
+    session.install("--quiet", "--constraint", CONSTRAINTS, "build", "hatchling", "virtualenv")
+    folder = Path(session.create_tmp())
+    for name in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), name, silent=True)
+    session.run("virtualenv", "--quiet", "--clear", str(folder / "fresh"))
+    session.run("python", "tests/bench/tutorial.py", str(folder / "fresh"), "--wheels", str(folder / "dist"), *session.posargs)
 
 
 @nox.session

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -129,10 +130,13 @@ class Environment:
     def install(self, *wheels):
         self.pip("install", "--no-deps", "--no-index", "--upgrade", *wheels)
 
-    def run(self, *arguments, status=0, **environment):
+    def run(self, *arguments, **more):
+        return self.call("-m", "embedloss_cli", *arguments, **more)
+
+    def call(self, *arguments, status=0, **environment):
         inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EMBEDLOSS_DISABLE_PLUGINS")}
         done = subprocess.run(
-            [str(self.python), "-m", "embedloss_cli", *map(str, arguments)],
+            [str(self.python), *map(str, arguments)],
             env={**inherited, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment},
             cwd=self.cwd, capture_output=True, text=True,
         )  # fmt: skip
@@ -211,9 +215,7 @@ def test_disabled_ones_are_not_imported(full):
 
 
 def test_a_good_one_trains_then_is_upgraded_and_uninstalled(full, tmp_path):
-    data = tmp_path / "pairs.jsonl"
-    rows = [{"anchor": f"question {i} about thing {i % 7}", "positive": f"answer {i} for thing {i % 7}"} for i in range(40)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = write_pairs(tmp_path / "pairs.jsonl")
     out = tmp_path / "run"
     full.run(
         "train", "--model", "static(dimension=16, vocab_size=200)", "--data", data, "--loss", "good-loss + 0.5 * mnrl",
@@ -226,6 +228,98 @@ def test_a_good_one_trains_then_is_upgraded_and_uninstalled(full, tmp_path):
     full.pip("uninstall", "--yes", "stranger-good")
     assert "stranger-good" not in {p["distribution"] for p in full.json("plugins")}
     assert "E201" in full.run("show", "better-loss", status=1).stderr
+
+
+ALONE = """
+import json, os, sys
+import torch, transformers
+from embedloss import list_losses
+import embedloss.loss
+
+for wheel in sys.argv[1:]:
+    sys.stdout.flush()
+    if os.fork():
+        _, status = os.wait()
+        assert status == 0, wheel
+        continue
+    sys.path.insert(0, wheel)
+    losses = list_losses()
+    for spec in losses:
+        spec.load()
+    print(json.dumps([[spec.distribution, spec.name] for spec in losses]))
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+def test_each_plugin_needs_the_core_and_no_other_plugin(bare, wheels, tmp_path):
+    plugins = [name for name in DISTRIBUTIONS if name.startswith("plugins/")]
+    for name in plugins:
+        with zipfile.ZipFile(wheels[name]) as archive:
+            archive.extractall(tmp_path / name)
+    done = bare.call("-c", ALONE, *(tmp_path / name for name in plugins))
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [{distribution for distribution, _ in losses} for losses in found] == [
+        {"embedloss-" + name.removeprefix("plugins/")} for name in plugins
+    ]
+    assert sum(map(len, found)) > 35
+
+
+TRAIN = """
+import sys
+from embedloss.training.config import RunConfig
+from embedloss.training.run import run_training
+
+config = RunConfig(
+    model="static(dimension=16, vocab_size=200)", data=sys.argv[1], loss="mnrl", out=sys.argv[2], batch_size=8, max_steps=4
+)
+assert run_training(config).steps == 4
+"""
+
+
+def write_pairs(path):
+    rows = [{"anchor": f"question {i} about thing {i % 7}", "positive": f"answer {i} for thing {i % 7}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_ranking_alone_trains(wheels, tmp_path):
+    """No command line: what `pip install embedloss-ranking` brings."""
+    environment = Environment(tmp_path / "environment")
+    environment.install(wheels["core"], wheels["plugins/ranking"])
+    environment.call("-c", TRAIN, write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "run")
+    assert (tmp_path / "run" / "modules.json").is_file()
+    assert "No module named embedloss_cli" in environment.run("list", status=1).stderr
+
+
+def test_the_extra_all_brings_everything(wheels, tmp_path):
+    from embedloss import list_losses
+
+    environment = Environment(tmp_path / "environment")
+    environment.pip("install", "--no-index", "--find-links", wheels["core"].parent, "embedloss[all]")
+    losses = {spec["name"] for spec in environment.json("list")}
+    assert losses == {spec.name for spec in list_losses() if spec.distribution.startswith("embedloss-")}
+    plugins = environment.json("plugins")
+    assert {plugin["status"] for plugin in plugins} == {"loaded"}
+    assert {plugin["distribution"] for plugin in plugins} == {
+        "embedloss-" + name.removeprefix("plugins/") for name in DISTRIBUTIONS if name.startswith("plugins/")
+    }
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_an_sdist_builds_the_same_wheel(name, wheels, tmp_path):
+    from hatchling.builders.sdist import SdistBuilder
+
+    [sdist] = SdistBuilder(str(ROOT / name)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [source] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert (source / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert {"PKG-INFO", "README.md", "pyproject.toml", "src"} <= {path.name for path in source.iterdir()}
+    (tmp_path / "wheel").mkdir()
+    with zipfile.ZipFile(build(source, tmp_path / "wheel")) as made, zipfile.ZipFile(wheels[name]) as wanted:
+        assert sorted(made.namelist()) == sorted(wanted.namelist())
+        assert [made.read(n) for n in made.namelist()] == [wanted.read(n) for n in made.namelist()]
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
