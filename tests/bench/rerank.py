@@ -18,6 +18,7 @@ import os
 import random
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def cranfield(kind: str) -> list[Trained]:
 
 
 def seeds(kind: str) -> list[Trained]:
-    return [Trained(kind, loss, "cranfield", "cranfield-test", begin(kind), s) for loss in SEEDED for s in SEEDS[1:]]
+    return [Trained(kind, loss, "cranfield", "cranfield-test", begin(kind), s) for s in SEEDS[1:] for loss in SEEDED]
 
 
 def bodies() -> list[Trained]:
@@ -244,12 +245,14 @@ def others() -> list[Trained]:
 
 
 SECTIONS: dict[str, list[Trained]] = {
-    "cranfield": [t for pair in zip(cranfield(CROSS), cranfield(BI), strict=True) for t in pair],
+    "cranfield": sorted(
+        (t for pair in zip(cranfield(CROSS), cranfield(BI), strict=True) for t in pair), key=lambda t: t.loss in SCHEMES
+    ),
     "hard": [*hard(CROSS), *hard(BI)],
     "others": others()[1:],
     "longer": [*others()[:1], *longer(CROSS), *longer(BI)],
     "liveqa": [*liveqa(CROSS), *liveqa(BI)],
-    "seeds": [*seeds(CROSS), *seeds(BI), *bodies()],
+    "seeds": [*bodies(), *sorted([*seeds(CROSS), *seeds(BI)], key=lambda t: t.loss != SEEDED[0])],
 }
 
 
@@ -339,15 +342,25 @@ def mean(values: list[float]) -> float:
 
 
 def cell(values: list[float]) -> str:
-    """The mean of several seeds with the lowest and the highest, or the one value."""
+    """The mean of several seeds with the lowest and the highest, or the one value; "not run" without any."""
     if not values:
-        return "-"
+        return "not run"
     return f"{mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
     line = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] + ["---:"] * (len(head) - 1), *lines]]
     return "\n".join(line)
+
+
+def section(title: str, text: str, shown: str) -> str:
+    return f"## {title}\n\n{textwrap.fill(text, 128, break_on_hyphens=False)}\n\n{shown}"
+
+
+def typed(words: list[str]) -> str:
+    """A command over several lines."""
+    lines = textwrap.wrap(shlex.join(["embedloss", *words]), 120, break_on_hyphens=False, break_long_words=False)
+    return " \\\n    ".join(lines)
 
 
 def page(done: dict[str, Any], memory: str) -> str:
@@ -382,25 +395,38 @@ def page(done: dict[str, Any], memory: str) -> str:
 
     head = ["order, model or loss", CROSS, BI]
     example = Trained(CROSS, "lambda_loss()", "", "", "warm")
-    shown = shlex.join(["embedloss", *example.words("WARM", "TRAIN.jsonl", "OUT")])
     loss, batch, steps, rate = WARM_UP
-    warmed = shlex.join(
-        ["embedloss", *Trained(CROSS, loss, "", "", batch=batch, steps=steps, rate=rate).words(
-            "START", "MEDQUAD.jsonl", "WARM")]
-    )  # fmt: skip
-    parts = [HEAD.format(warmed=warmed, shown=shown, steps=STEPS, batch=BATCH, docs=DOCS, tokens=TOKENS)]
+    before_it = Trained(CROSS, loss, "", "", batch=batch, steps=steps, rate=rate)
+    warmed, shown = before_it.words("START", "MEDQUAD.jsonl", "WARM"), example.words("WARM", "TRAIN.jsonl", "OUT")
+    parts = [
+        HEAD.format(
+            warmed=typed(warmed),
+            shown=typed(shown),
+            steps=STEPS,
+            batch=BATCH,
+            docs=DOCS,
+            tokens=TOKENS,
+            cross=RATES[CROSS],
+            bi=RATES[BI],
+        )
+    ]
     more = [
         [f"`{one.loss}`, {LONGER} steps", cell(value(one.key)), cell(value(two.key))]
         for one, two in zip(longer(CROSS), longer(BI), strict=True)
     ]
     more += [[f"`{r.loss}`, no warm-up", cell(value(r.key)), ""] for r in bodies()]
-    parts.append(
-        "## Cranfield\n\nnDCG@10 on the 50 test queries with all of their documents (12 to 39). Losses with a range were "
-        f"trained with {len(SEEDS)} seeds (mean, lowest, highest), all others once: differences smaller than those ranges "
-        "say nothing. Losses of pairs saw the grade divided by 4 as score, losses of tuples the best document against those of "
-        "grade 0; all saw about as many documents.\n\n"
-        + table(head, [*floors(["cranfield-test"]), *both(cranfield, with_seeds), *more])
+    text = (
+        "nDCG@10 on the 50 test queries with all of their documents (12 to 39). Values with a range are "
+        "means over several seeds, "
+        "with the lowest and the highest; all others were trained once, and differences smaller than these ranges say nothing. "
+        f"Losses of pairs ({PAIR_BATCH} a step) saw the grade divided by 4 as score, losses of tuples the "
+        "best document of a list "
+        f"against those of grade 0; the others saw {BATCH} lists of at most {DOCS} documents a step. "
+        "`rank_net` is `lambda_loss` "
+        "without weights."
     )
+    lists = [*floors(["cranfield-test"]), *both(cranfield, with_seeds), *more]
+    parts.append(section("Cranfield", text, table(head, lists)))
     tests = [f"liveqa-{f}-test" for f in range(FOLDS)]
     lines = []
     for name in SEEDED[:1]:
@@ -409,17 +435,20 @@ def page(done: dict[str, Any], memory: str) -> str:
             found = [v for r in liveqa(kind) if r.loss == name for v in value(r.key)]
             cells.append(cell(found) if len(found) == FOLDS else "-")
         lines.append([f"`{name}`", *cells])
-    parts.append(
-        f"## LiveQA-Med\n\nnDCG@10, cross-validated in {FOLDS} folds of questions (their one-sentence summaries; grades 0 to "
-        "3; mean over the folds, lowest and highest fold in brackets). Questions whose answers all have the same grade are "
-        "left out.\n\n" + table(head, [*floors(tests), *lines])
+    text = (
+        f"nDCG@10, cross-validated in {FOLDS} folds of questions (their one-sentence summaries; grades 0 to "
+        "3): the mean over the "
+        "folds, with the lowest and the highest fold. Questions whose answers all have the same grade are left out. The "
+        "warm-up saw answers of the same collection, with other questions."
     )
-    parts.append(
-        "## MedQuAD with hard negatives\n\nnDCG@10 of one right answer among up to three answers to other questions about the "
-        "same subject. Measured on the 156 questions of which the warm-up saw no text, trained on the others. The teacher of "
-        f"`margin_mse` and `distill_kl_div` is the whole of MiniLM (cosine times 20), on {TAUGHT} questions.\n\n"
-        + table(head, [*floors(["hard-test"]), *both(hard)])
+    parts.append(section("LiveQA-Med", text, table(head, [*floors(tests), *lines])))
+    text = (
+        "nDCG@10 of one right answer among up to three answers to other questions about the same subject. Measured on the 156 "
+        "questions of which the warm-up saw no text, trained on the others. The teacher of `margin_mse` and "
+        "`distill_kl_div` is "
+        f"the whole of MiniLM (cosine times 20), on {TAUGHT} questions."
     )
+    parts.append(section("MedQuAD with hard negatives", text, table(head, [*floors(["hard-test"]), *both(hard)])))
     lines = []
     for row in others():
         metric = "accuracy" if row.test == "nli-test" else "spearman" if row.kind == CROSS else "spearman_cosine"
@@ -429,10 +458,14 @@ def page(done: dict[str, Any], memory: str) -> str:
             who = "warm" if row.kind == CROSS else "the start"
             before = [f"{v:.3f}" for v in value(plain(row.test, who), metric)]
         lines.append([f"{row.data} ({row.kind})", f"`{row.loss}`", metric, *(before or ["-"]), cell(value(row.key, metric))])
-    parts.append(
-        "## Classes and scores of pairs\n\nNLI (1,000 test pairs, from the start without a warm-up, as it has three outputs; "
-        f"{LONGER} steps) and STS-B (its test set).\n\n" + table(["data", "loss", "metric", "before", "after"], lines)
+    text = (
+        f"NLI (1,000 test pairs; {LONGER} steps from the start without a warm-up, as three classes need three "
+        "outputs) and STS-B "
+        "(its test set; cross-encoders after the warm-up). On a bi-encoder `bce` is a poor choice: the score "
+        "is a multiple of the "
+        "cosine, and a probability near 0 asks for vectors that point in opposite directions."
     )
+    parts.append(section("Classes and scores of pairs", text, table(["data", "loss", "metric", "before", "after"], lines)))
     return "\n\n".join([*parts, memory]).rstrip() + "\n"
 
 
@@ -449,7 +482,7 @@ python tests/bench/rerank.py --work FOLDER --table docs/results/rerankers.md
 **How far these numbers go.** One thread of a shared CPU had to do: the start is the first two layers of MiniLM, a training
 is {steps} steps of {batch} queries with at most {docs} documents, and all models read {tokens} tokens. The tables say whether
 each loss trains both kinds of model, and how losses compare under equal and very short training. They do not say how good a
-reranker becomes.
+reranker becomes. Learning rates were not tuned by loss: {cross} for cross-encoders, {bi} for bi-encoders.
 
 A bi-encoder starts from similarities that already mean something. A cross-encoder starts with a new head, on a body that has
 never seen two texts at once, and learns little from a hundred lists alone (see the rows without a warm-up). So the

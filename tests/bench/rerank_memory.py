@@ -14,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--work", required=True)
     parser.add_argument("--side", choices=list(SIDES), help="one number in this process")
     parser.add_argument("--length", type=int)
+    parser.add_argument("--minutes", type=float, default=10**6, help="begin no process after so many")
     options = parser.parse_args()
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -100,12 +102,15 @@ def main() -> None:
         one(options, work)
         return
     file = work / "memory.json"
+    end = time.monotonic() + 60 * options.minutes
     done: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
     for length in LENGTHS:
         for side in SIDES:
             key = f"{side} {length}"
             if key in done:
                 continue
+            if time.monotonic() > end:
+                raise SystemExit("stopped; call again to go on")
             arguments = [sys.executable, __file__, "--work", str(work), "--side", side, "--length", str(length)]
             ran = subprocess.run(arguments, capture_output=True, text=True)
             if ran.returncode:
