@@ -22,11 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 from trained import make_start, rows, write
 
-LENGTHS, TOKENS, STEPS, PAIRS = (16, 64, 256, 512), 64, 2, 16
+LENGTHS, TOKENS, STEPS, PAIRS = (16, 64, 256, 512), 32, 2, 16
 SIDES = {
     "ours": "embedloss `--recompute`",
-    "plain": "embedloss, nothing recomputed",
     "peer": f"sentence-transformers, `mini_batch_size={PAIRS}`",
+    "plain": "embedloss, nothing recomputed",
 }
 
 
@@ -104,9 +104,9 @@ def main() -> None:
     file = work / "memory.json"
     end = time.monotonic() + 60 * options.minutes
     done: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    for length in LENGTHS:
-        for side in SIDES:
-            key = f"{side} {length}"
+    for side in SIDES:
+        for length in LENGTHS:
+            key = f"{side} {length} {TOKENS}"
             if key in done:
                 continue
             if time.monotonic() > end:
@@ -117,10 +117,17 @@ def main() -> None:
                 raise SystemExit(ran.stderr[-3000:])
             done[key] = float(ran.stdout.split("RESULT")[1])
             file.write_text(json.dumps(done))
+            (work / "memory.md").write_text(table(done), encoding="utf-8")
             print(key, round(done[key]), "MB", flush=True)
+
+
+def table(done: dict[str, float]) -> str:
+    def cell(key: str) -> str:
+        return f"{done[key]:,.0f} MB" if key in done else "not run"
+
     lines = [["documents a query", *SIDES.values()], ["---:"] * (1 + len(SIDES))]
-    lines += [[str(n), *(f"{done[f'{side} {n}']:,.0f} MB" for side in SIDES)] for n in LENGTHS]
-    (work / "memory.md").write_text(TEXT + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n", encoding="utf-8")
+    lines += [[str(n), *(cell(f"{side} {n} {TOKENS}") for side in SIDES)] for n in LENGTHS]
+    return TEXT + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 TEXT = f"""## Memory by the length of the lists
