@@ -51,6 +51,13 @@ def train(
     stop: Annotated[
         str | None, typer.Option(metavar="WHEN", help="first-exhausted, all-exhausted.", rich_help_panel=SEVERAL)
     ] = None,
+    streaming: Annotated[
+        bool | None,
+        typer.Option("--streaming", help="Read rows as they arrive; needs --max-steps.", rich_help_panel=BATCH),
+    ] = None,
+    shuffle_buffer: Annotated[
+        int | None, typer.Option(metavar="ROWS", help="Rows of a stream shuffled together.", rich_help_panel=BATCH)
+    ] = None,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="bi-encoder or cross-encoder.", rich_help_panel=MODEL)
     ] = None,

@@ -120,25 +120,32 @@ def _shown(text: str, width: int = 50) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def json_row(raw: bytes, path: Path, number: int) -> dict[str, Any] | None:
+    """The row of a line of JSON, None for a blank line; E103 with the line's number otherwise."""
+    line = _decode(raw, path, number, number == 1)
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as exception:
+        hint = ""
+        if number == 1 and line.strip() in ("{", "[", "[{"):
+            hint = " It looks like one JSON document: name the file .json."
+        reason, column = getattr(exception, "msg", "nested too deeply"), getattr(exception, "colno", 1)
+        raise EmbedlossError(
+            "E103", f"'{path}' line {number} is not JSON: {reason} at column {column}: {_shown(line)}{hint}"
+        ) from exception
+    return _object(row, f"'{path}' line {number}")
+
+
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     count = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            line = _decode(raw, path, number, number == 1)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as exception:
-                hint = ""
-                if number == 1 and line.strip() in ("{", "[", "[{"):
-                    hint = " It looks like one JSON document: name the file .json."
-                reason, column = getattr(exception, "msg", "nested too deeply"), getattr(exception, "colno", 1)
-                raise EmbedlossError(
-                    "E103", f"'{path}' line {number} is not JSON: {reason} at column {column}: {_shown(line)}{hint}"
-                ) from exception
-            yield _object(row, f"'{path}' line {number}")
-            count += 1
+            row = json_row(raw, path, number)
+            if row is not None:
+                yield row
+                count += 1
     if not count:
         raise EmbedlossError("E103", f"'{path}' holds no rows.")
 
@@ -457,6 +464,16 @@ def _pick_split(loaded: Any, source: str, split: str | None) -> datasets.Dataset
 
 
 def _read_hub(source: str, split: str | None) -> datasets.Dataset:
+    return _pick_split(_load_hub(source, split, False), source, None)
+
+
+def stream_hub(source: str) -> datasets.IterableDataset:
+    """A data set of the hub that is read as it arrives; E103 where it cannot be."""
+    loaded: datasets.IterableDataset = _load_hub(source, None, True)
+    return loaded
+
+
+def _load_hub(source: str, split: str | None, streaming: bool) -> Any:
     name, _, named_split = source.partition(":")
     parts = name.split("/")
     wanted = split or named_split or "train"
@@ -464,8 +481,9 @@ def _read_hub(source: str, split: str | None) -> datasets.Dataset:
 
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    config = parts[2] if len(parts) > 2 else None
     try:
-        loaded = datasets.load_dataset("/".join(parts[:2]), parts[2] if len(parts) > 2 else None, split=wanted)
+        return datasets.load_dataset("/".join(parts[:2]), config, split=wanted, streaming=streaming)
     except Exception as exception:  # the hub client raises classes of several libraries
         raise EmbedlossError(
             "E103",
@@ -475,4 +493,3 @@ def _read_hub(source: str, split: str | None) -> datasets.Dataset:
     finally:
         if bars:
             datasets.enable_progress_bars()
-    return _pick_split(loaded, source, None)

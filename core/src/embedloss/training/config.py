@@ -32,6 +32,8 @@ class RunConfig:
         mix: how the batches of several data sets are mixed: "proportional" to their size, "round-robin", by "weights" or by
             "temperature"; "auto" is by weights where there are any, else proportional.
         mix_temperature: 1 is proportional, large values come near equal parts.
+        streaming: read training data as it arrives, and hold only `shuffle_buffer` rows; needs `max_steps`.
+        shuffle_buffer: rows that are shuffled together, per data set.
         stop: when an epoch of several data sets ends: "first-exhausted" or "all-exhausted" (smaller ones begin again).
         map: role -> column, for columns whose names are not known.
         drop: columns to leave out.
@@ -77,6 +79,8 @@ class RunConfig:
     mix: Mix = "auto"
     mix_temperature: float | None = None
     stop: Stop = "first-exhausted"
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
     map: dict[str, str] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
     scale_labels: bool = False
@@ -140,6 +144,10 @@ class RunConfig:
             faults.append(f"'epochs' must be positive, got {self.epochs}")
         if self.resume and self.overwrite:
             faults.append("'resume' and 'overwrite' exclude each other")
+        if self.streaming:
+            faults += self._stream_faults()
+        elif self.shuffle_buffer != 10_000:
+            faults.append("'shuffle_buffer' has no effect without --streaming")
         if isinstance(self.data, dict) and not faults:
             weights = [part.weight for part in data_sets(self)]
             shares(self.mix, [1] * len(weights), weights, self.mix_temperature)  # E401 for what cannot be mixed
@@ -147,6 +155,22 @@ class RunConfig:
             raise EmbedlossError(
                 "E401", "\n  ".join(["the configuration cannot be used:", *faults] if len(faults) > 1 else faults)
             )
+
+    def _stream_faults(self) -> list[str]:
+        faults = []
+        if self.max_steps is None:
+            faults.append("a stream has no length; type --max-steps N with --streaming")
+        if self.shuffle_buffer < 2:
+            faults.append(f"'shuffle_buffer' must be at least 2, got {self.shuffle_buffer}")
+        if self.cache_guide:
+            faults.append("--cache-guide encodes all texts before training, which a stream does not have; leave one out")
+        if self.mix in ("proportional", "temperature"):
+            faults.append(f"--mix {self.mix} needs the length of each data set, which a stream does not have; use weights")
+        if self.stop != "first-exhausted":
+            faults.append("--stop has no effect on streams, which begin again when they end")
+        if (isinstance(self.data, dict) or self.data) and any(part.scale_labels for part in data_sets(self)):
+            faults.append("--scale-labels needs all labels before training, which a stream does not have")
+        return faults
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `from_mapping` reads back."""

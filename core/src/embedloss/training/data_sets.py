@@ -75,7 +75,10 @@ def bind_source(settings: DataSet, raw: Any, spec: LossSpec) -> Source:
         spec: of its loss.
     """
     from embedloss.check import bind, bound_dataset, check_rows, class_ids, column_kinds, label_scale
+    from embedloss.streaming import FirstRows
 
+    if isinstance(raw, FirstRows):
+        return _bind_stream(settings, raw, spec)
     with naming(settings.name):
         binding = bind(
             column_kinds(raw),
@@ -98,6 +101,33 @@ def bind_source(settings: DataSet, raw: Any, spec: LossSpec) -> Source:
     if binding.format.label == "embedding":
         first = data[0]["label"]
         source.label_dimension = len(first[0] if isinstance(first[0], list) else first)
+    return source
+
+
+def _bind_stream(settings: DataSet, first: Any, spec: LossSpec) -> Source:
+    """As `bind_source`, by the first rows of a stream."""
+    from embedloss.check import bind, check_tables
+    from embedloss.streaming import Stream
+
+    with naming(settings.name):
+        binding = bind(
+            first.kinds(),
+            spec.data_formats(),
+            loss_name=spec.name,
+            any_format=spec.any_format,
+            mapping=settings.map,
+            drop=settings.drop,
+        )
+        found = check_tables([first.table], binding, spec, False, settings.sampler)
+        found.raise_if_faulty()
+        more = {"batch_size": settings.batch_size, "weight": settings.weight}
+        stream = Stream(first, binding, spec, sampler=settings.sampler, **more)
+    source = Source(settings, spec, stream, binding, notes=list(found.warnings))
+    source.num_classes = stream.num_classes()
+    source.classes = stream.classes if binding.format.name == "pairs+class" else None
+    if binding.format.label == "embedding" and binding.label:
+        vector = first.table[binding.label][0].as_py()
+        source.label_dimension = len(vector[0] if isinstance(vector[0], list) else vector)
     return source
 
 
@@ -144,6 +174,14 @@ def load_named(name: str, path: str) -> Any:
 
     with naming(name):
         return load_rows(path)
+
+
+def open_named(name: str, path: str, buffer: int) -> Any:
+    """The first rows of a data set that is read as a stream; errors name the set."""
+    from embedloss.streaming import FirstRows
+
+    with naming(name):
+        return FirstRows(path, buffer)
 
 
 def bind_sources(config: RunConfig, raws: dict[str, Any], specs: dict[str, LossSpec]) -> list[Source]:

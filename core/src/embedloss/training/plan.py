@@ -6,6 +6,7 @@ from typing import Any
 
 from embedloss.collate import Keyed
 from embedloss.mixture import MixtureSampler
+from embedloss.streaming import Position, StreamSampler
 from embedloss.training.config import RunConfig
 from embedloss.training.report import table
 
@@ -13,6 +14,8 @@ from embedloss.training.report import table
 def batch_plan(trainer: Any, collator: Any, config: RunConfig) -> str:
     """What a step costs, counted on the first batch: rows, texts, chunks, padding, negatives per query."""
     sampler = trainer.sampler()
+    if isinstance(sampler, StreamSampler):
+        return "\n".join(_streams(sampler, trainer, collator, config))
     updates = -(-len(sampler) // config.gradient_accumulation)
     steps = config.max_steps if config.max_steps is not None else round(updates * config.epochs)
     processes = trainer.args.world_size
@@ -38,6 +41,30 @@ def batch_plan(trainer: Any, collator: Any, config: RunConfig) -> str:
     if sampler.left_out:
         lines.append(f"note: {sampler.left_out} rows find no place in this epoch")
     return "\n".join(lines)
+
+
+def _streams(sampler: StreamSampler, trainer: Any, collator: Any, config: RunConfig) -> list[str]:
+    processes = trainer.args.world_size
+    lines = [
+        f"{len(sampler) // config.gradient_accumulation:,} optimizer steps on {processes} process(es); "
+        f"rows are read as they arrive and shuffled within {config.shuffle_buffer:,}"
+    ]
+    parts = sampler.streams.parts
+    rows = [
+        [name, str(part.batch_size or config.batch_size), f"{share:.1%}", part.kind]
+        for (name, part), share in zip(parts.items(), sampler.streams.weights, strict=True)
+    ]
+    lines += table(["data set", "a batch", "share", "sampler"], rows).splitlines() if "" not in parts else []
+    if "" in parts:
+        lines.append(f"{rows[0][1]} rows a step on each process, sampler {rows[0][3]}")
+    for name, part in parts.items():
+        first, _ = next(part.batches(Position(), config.batch_size, sampler.seed))
+        own, loss = (
+            (collator.collators[name], trainer.step_module.loss.of(name)) if name else (collator, trainer.step_module.loss)
+        )
+        found = _first_batch(trainer, own, config, own(first), loss.spec)
+        lines += [f"{name}: {line}" if name else line for line in found]
+    return lines
 
 
 def _mixture(sampler: MixtureSampler, processes: int, steps: int) -> list[str]:

@@ -84,9 +84,12 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
         _static_arguments(config.model)
     else:
         check_model_name(config.model)
-    from embedloss.training.data_sets import bind_evaluations, bind_sources, evaluation_paths, load_named
+    from embedloss.training.data_sets import bind_evaluations, bind_sources, evaluation_paths, load_named, open_named
 
-    raws = {data_set.name: load_named(data_set.name, data_set.path) for data_set in settings}
+    if config.streaming:
+        raws = {data_set.name: open_named(data_set.name, data_set.path, config.shuffle_buffer) for data_set in settings}
+    else:
+        raws = {data_set.name: load_named(data_set.name, data_set.path) for data_set in settings}
     eval_raws = {name: load_named(name, path) for name, path in evaluation_paths(config).items()}
     from embedloss.training.per_dataset import joint_spec
 
@@ -107,7 +110,8 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
         path = source.settings.path
         title = f"{source.name}: {path}" if source.name else path
         loss = [f"loss {source.settings.loss}"] if source.name else []
-        lines += [f"{title}: {len(source.data):,} rows", *loss, source.binding.describe(), *notes]
+        rows = "a stream" if config.streaming else f"{len(source.data):,} rows"
+        lines += [f"{title}: {rows}", *loss, source.binding.describe(), *notes]
     for found in prepared.evaluations:
         if found.source is None:
             whose = f"evaluation data '{found.name}'" if found.name else "evaluation data"
@@ -176,7 +180,10 @@ def choose_kind(config: RunConfig, spec: LossSpec) -> str:
 
 
 def texts_of(data: Any) -> list[str]:
-    """All texts of a bound data set, row by row."""
+    """All texts of a bound data set, row by row; of a stream those of the first rows."""
+    if hasattr(data, "first"):
+        table = data.first.table.select(data.columns)
+        data = data.bound(table, range(table.num_rows))
     found: list[str] = []
     for column in data.column_names:
         if column in ("label", "id"):
@@ -189,7 +196,10 @@ def texts_of(data: Any) -> list[str]:
 def training_data(config: RunConfig, sources: list[Source]) -> Any:
     """What the trainer draws batches from: the bound rows, or the mixture of several data sets."""
     from embedloss.mixture import Mixture, Part
+    from embedloss.streaming import Streams
 
+    if config.streaming:
+        return Streams({s.name: s.data for s in sources}, config.mix)
     if not sources[0].name:
         return sources[0].data
     parts = {s.name: Part(s.data, s.settings.batch_size, s.settings.sampler, s.settings.weight) for s in sources}

@@ -25,12 +25,14 @@ from embedloss.loss import Loss
 from embedloss.mixture import Mixture, MixtureCollator, MixtureSampler
 from embedloss.registry import create_loss
 from embedloss.samplers import EpochSampler, OwnSampler, make_sampler
+from embedloss.streaming import HandedOver, Stream, Streams, StreamSampler
 from embedloss.training.health import Health
 from embedloss.training.per_dataset import PerDataset
 from embedloss.training.step import TrainingStep
 
 LOSS_FILE = "loss.safetensors"
 TWIN_FILE = "twin.safetensors"
+STREAM_FILE = "stream.json"  # position of the streams that a run reads
 STAGING = ".saving"
 
 
@@ -68,7 +70,8 @@ class Trainer(transformers.Trainer):
     Args:
         model: the step (encoder and loss).
         args: training arguments.
-        train_dataset: a bound data set: columns named by role, and "label"; or a `Mixture` of several.
+        train_dataset: a bound data set: columns named by role, and "label"; a `Mixture` of several; or `Streams`. A
+            `datasets.IterableDataset`, or anything that is iterated and has no length, is read as a stream.
         collator: makes the batches; a `MixtureCollator` for a mixture.
         batch_sampler: an order of batches of one's own (`embedloss.samplers.JointBatches`).
         evaluator: called with the encoder, returns metrics by name; runs on the first process only.
@@ -89,6 +92,15 @@ class Trainer(transformers.Trainer):
     ) -> None:
         self.evaluator = evaluator
         self.own_sampler = batch_sampler
+        self._stream_start: dict[str, Any] | None = None
+        self._stream_sampler: StreamSampler | None = None
+        if train_dataset is not None and not hasattr(train_dataset, "__len__") and not isinstance(train_dataset, Streams):
+            assert isinstance(collator, Collator)
+            kind = args.batch_sampler
+            stream = Stream.of(train_dataset, model.loss.spec, collator.format_name, sampler=kind)
+            train_dataset = Streams({"": stream})
+        if isinstance(train_dataset, Streams) and args.max_steps <= 0:
+            raise EmbedlossError("E401", "a stream has no length; give max_steps.")
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._substep = 0
@@ -129,7 +141,7 @@ class Trainer(transformers.Trainer):
         return module
 
     # -- data --------------------------------------------------------------------------------------------------------
-    def sampler(self) -> EpochSampler | MixtureSampler:
+    def sampler(self) -> EpochSampler | MixtureSampler | StreamSampler:
         """The batch sampler of this run, for this process."""
         assert isinstance(self.args, TrainingArguments)
         loss = self.step_module.loss
@@ -139,6 +151,10 @@ class Trainer(transformers.Trainer):
         columns = getattr(self.train_dataset, "column_names", [])
         roles = [c for c in columns if c not in ("label", "id")]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        if isinstance(self.train_dataset, Streams):
+            total = self.args.max_steps * self.args.gradient_accumulation_steps
+            size = self.args.per_device_train_batch_size
+            return StreamSampler(self.train_dataset, size, total, seed, self._stream_start)
         if isinstance(self.train_dataset, Mixture):
             parts = loss.items() if isinstance(loss, PerDataset) else [(part, loss) for part in self.train_dataset.parts]
             names = {part: str(own.spec.sampler) if self.args.batch_sampler == "auto" else name for part, own in parts}
@@ -151,9 +167,13 @@ class Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this process; every process draws the same joint batches and takes its share."""
         workers = self.args.dataloader_num_workers
+        sampler = self.sampler()
+        self._stream_sampler = sampler if isinstance(sampler, StreamSampler) else None
+        # Streams: the sampler gives the rows themselves, so that the workers, which tokenise, need not have them.
+        rows = HandedOver() if self._stream_sampler is not None else self.train_dataset
         return _EpochLoader(
-            self.train_dataset if isinstance(self.train_dataset, Mixture) else Keyed(self.train_dataset),  # type: ignore[arg-type]
-            batch_sampler=self.sampler(),
+            rows if isinstance(rows, (Mixture, HandedOver)) else Keyed(rows),  # type: ignore[arg-type]
+            batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -290,9 +310,18 @@ class Trainer(transformers.Trainer):
         folder = Path(output_dir or self.args.output_dir)
         save_step(self.step_module, folder, training=folder.name.startswith("checkpoint-"))
         torch.save(self.args, folder / "training_args.bin")
+        if self._stream_sampler is not None and folder.name.startswith("checkpoint-"):
+            batches = self.state.global_step * self.args.gradient_accumulation_steps
+            position = json.dumps(self._stream_sampler.position(batches))
+            (folder / STREAM_FILE).write_text(position, encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_step(self.step_module, resume_from_checkpoint)
+        if isinstance(self.train_dataset, Streams):
+            file = Path(resume_from_checkpoint) / STREAM_FILE
+            if not file.is_file():
+                raise EmbedlossError("E403", f"checkpoint '{resume_from_checkpoint}' has no {STREAM_FILE}; it read no stream.")
+            self._stream_start = json.loads(file.read_text(encoding="utf-8"))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
