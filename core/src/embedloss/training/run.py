@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedloss.errors import EmbedlossError
+from embedloss.errors import EmbedlossError, naming
 from embedloss.model_names import check_model_name
 from embedloss.training.config import RunConfig
 from embedloss.training.data_config import data_sets
@@ -102,7 +102,8 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     for source in sources:
         if losses[source.name].requires().row_ids and source.binding.id is None:
             message = f"'{source.settings.loss}' compares ids of rows, and no column is bound to id. Type: --map id=COLUMN"
-            raise EmbedlossError("E102", message)
+            with naming(source.name):
+                raise EmbedlossError("E102", message)
     prepared = Prepared(sources, bind_evaluations(config, eval_raws, sources), spec, kind)
     lines = []
     for source in sources:
