@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from datasets.distributed import split_dataset_by_node
 from test_training import Nce, _Plugin, plugin_manager
 
 from embedloss import EmbedlossError, LossSpec, load_encoder
@@ -108,7 +109,7 @@ def test_sources_that_cannot_be_streams(tmp_path):
     with pytest.raises(EmbedlossError, match="read only once"):
         open_source(iter([{"a": 1}]))
     with pytest.raises(EmbedlossError, match="was split by node"):
-        open_source(datasets.distributed.split_dataset_by_node(generated(4), 0, 2))
+        open_source(split_dataset_by_node(generated(4), 0, 2))
     with pytest.raises(EmbedlossError, match="does not exist"):
         open_source(tmp_path / "gone.jsonl")
 
@@ -146,6 +147,20 @@ def test_a_position_gives_the_batches_that_would_have_come(make, kind):
         again = list(sampler_of(make(100), 50, kind=kind, start=position))
         assert again[:stop] == [[]] * stop
         assert again[stop:] == whole[stop:]
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(80, 7), (80, 40), (41, 8), (10, 8), (43, 8)])
+def test_batches_are_whole_also_where_a_pass_ends(rows, batch):
+    batches = places(sampler_of(Numbered(rows), 60, batch=batch))
+    assert {len(b) for b in batches} == {batch}
+    seen = Counter(place for b in batches for place in b)
+    assert set(seen.values()) == {1}
+    assert {row for turn, row in seen if turn == 0} == set(range(rows))
+
+
+def test_a_source_smaller_than_a_batch_gives_what_it_has():
+    batches = places(sampler_of(Numbered(5), 4, batch=8))
+    assert [sorted(row for _, row in b) for b in batches] == [list(range(5))] * 4
 
 
 def test_no_duplicates_within_a_batch():
@@ -201,7 +216,11 @@ def test_bad_first_rows_are_refused_before_training():
     with pytest.raises(EmbedlossError, match="row 3: empty text"):
         sampler_of([*Numbered(2), {"anchor": "", "positive": "x"}], 5)
     with pytest.raises(EmbedlossError, match="has no column 'positive'"):
-        sampler_of([{"anchor": "a"}], 5)
+        sampler_of([{"anchor": "a"}] * 2, 5)
+    with pytest.raises(EmbedlossError, match="holds one row"):
+        sampler_of([{"anchor": "a", "positive": "b"}], 5)
+    with pytest.raises(EmbedlossError, match=r"a step takes 50 rows, and 40 are shuffled together: type --shuffle-buffer 500"):
+        sampler_of(Numbered(100), 5, batch=50)
     with pytest.raises(EmbedlossError, match="holds no rows"):
         sampler_of([], 5)
 

@@ -52,6 +52,8 @@ class FirstRows:
         rows = list(islice(self.source.read(), buffer))
         if not rows:
             raise EmbedlossError("E103", f"{self.source.name} holds no rows.")
+        if len(rows) < 2:
+            raise EmbedlossError("E106", f"{self.source.name} holds one row; at least two are needed.")
         self.names = list(dict.fromkeys(name for row in rows for name in row))
         self.table = _table(rows, self.names, 0, self.source.name)
 
@@ -129,7 +131,8 @@ class Stream:
         label = binding.label
         self.compared = binding.format.name == "single+class" and spec.sampler == "group-by-label"
         if binding.format.label == "class" and label and is_text(self.types[label]) and not self.compared:
-            self.classes = {name: i for i, name in enumerate(sorted(set(first.table[label].to_pylist())))}
+            names = first.table[label].drop_null().unique().to_pylist()
+            self.classes = {name: i for i, name in enumerate(sorted(names))}
 
     @classmethod
     def of(cls, rows: Any, spec: LossSpec, format_name: str, buffer: int = BUFFER, **settings: Any) -> Stream:
@@ -231,8 +234,12 @@ class Stream:
         size = (self.batch_size or batch_size) * processes
         while True:
             table, tags, after = self.block(at)
-            plan, rest = self.plan(table, tags, size, processes, seed, at.block) if len(tags) else ([], [])
-            rows = self.bound(table, [row for _, row, _ in tags]) if len(tags) else None
+            pass_rows = at.row + sum(waited == 0 for *_, waited in tags)
+            if len(tags) < size <= pass_rows and after.turn > at.turn:  # the end of a pass: its last rows go to the next
+                plan, rest = [], list(range(len(tags)))
+            else:
+                plan, rest = self.plan(table, tags, size, processes, seed, at.block)
+            rows = self.bound(table, [row for _, row, _ in tags])
             for number in range(at.batch, len(plan)):
                 share = np.array_split(plan[number], processes)[rank].tolist()
                 columns = rows[share]
@@ -369,6 +376,14 @@ class StreamSampler(Sampler[list[Row]]):
     ) -> None:
         self.streams, self.batch_size, self.total, self.seed = streams, batch_size, total, seed
         self.start = start
+        for name, part in streams.parts.items():
+            size = (part.batch_size or batch_size) * world()[1]
+            if size > part.first.buffer:
+                with naming(name):
+                    raise EmbedlossError(
+                        "E401", f"a step takes {size:,} rows, and {part.first.buffer:,} are shuffled together: "
+                        f"type --shuffle-buffer {10 * size} (buffer={10 * size} in Python), or a smaller batch size.",
+                    )  # fmt: skip
         self._positions: deque[tuple[int, dict[str, tuple[int, Position]]]] = deque(maxlen=KEPT)
 
     def set_epoch(self, epoch: int) -> None:
