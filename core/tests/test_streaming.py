@@ -1,14 +1,15 @@
 """Streams: sources go on where they stopped, blocks make whole batches, resuming is exact, bad rows are refused by number."""
 
 import json
+import sys
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets.distributed import split_dataset_by_node
-from test_training import Nce, _Plugin, plugin_manager
 
 from embedloss import EmbedlossError, LossSpec, load_encoder
 from embedloss.collate import Collator
@@ -17,6 +18,9 @@ from embedloss.sources import Rows, open_source
 from embedloss.streaming import Position, Stream, Streams, StreamSampler
 from embedloss.testing.models import SENTENCES, tiny_bert
 from embedloss.training import RunConfig, Trainer, TrainingArguments, TrainingStep
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_training import Nce, _Plugin, plugin_manager
 
 
 @pytest.fixture(autouse=True)
