@@ -77,7 +77,8 @@ def world(models, tmp_path, monkeypatch):
     (tmp_path / "intents.csv").write_text("text,label\n" + "".join(f'"{t}",{i % 3}\n' for i, t in enumerate(texts)))
     scored = [{"sentence1": a, "sentence2": b, "score": i % 6} for i, (a, b) in enumerate(both)]
     lines(tmp_path / "scores.jsonl", scored)
-    lines(tmp_path / "sts.jsonl", [{**row, "score": row["score"] / 5} for row in scored])
+    for name in ("sts.jsonl", "sts-dev.jsonl"):
+        lines(tmp_path / name, [{**row, "score": row["score"] / 5} for row in scored])
     classes = ["entailment", "neutral", "contradiction"]
     inference = [(both[i // 3][0], texts[-1 - i], classes[i % 3]) for i in range(18)]
     lines(tmp_path / "nli.jsonl", [{"premise": a, "hypothesis": b, "label": c} for a, b, c in inference])
