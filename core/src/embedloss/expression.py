@@ -42,7 +42,7 @@ def one_line(text: str) -> str:
 
 
 def pointed(text: str, column: int) -> str:
-    """ "at column 8", the expression, and a pointer below that column."""
+    """Say "at column 8", then the expression, and a pointer below that column."""
     return f"at column {column}\n  {text}\n  {' ' * (column - 1)}^"
 
 

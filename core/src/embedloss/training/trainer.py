@@ -64,6 +64,17 @@ class _EpochLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
+class _Epochs(transformers.TrainerCallback):
+    """Tells the batch sampler the epoch.
+
+    Up to 5.16 transformers does not, in the epoch in which a run is resumed: the batches to skip were those of epoch 0.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        if isinstance(train_dataloader, _EpochLoader):
+            train_dataloader.set_epoch(int(state.epoch or 0))
+
+
 class Trainer(transformers.Trainer):
     """Trains a `TrainingStep`.
 
@@ -118,7 +129,7 @@ class Trainer(transformers.Trainer):
             data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset={} if evaluator else None,
-            callbacks=callbacks,
+            callbacks=[_Epochs(), *(callbacks or [])],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
