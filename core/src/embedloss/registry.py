@@ -174,12 +174,18 @@ def _construct(target: Any, name: str, args: list[Any], kwargs: dict[str, Any]) 
         raise EmbedlossError(
             "E203", f"'{name}' has no parameter '{unknown[0]}'.{hint} It takes: {', '.join(parameters) or 'no parameters'}."
         )
+    failure: TypeError | None = None
+    try:
+        made = target(*args, **kwargs)
+    except ValueError as exception:
+        raise EmbedlossError("E203", f"'{name}': {exception}") from exception
+    except TypeError as exception:
+        failure = exception
     for parameter, value in (*zip(parameters, args, strict=False), *kwargs.items()):
         _check_type(name, parameters[parameter], value)
-    try:
-        return target(*args, **kwargs)
-    except (TypeError, ValueError) as exception:
-        raise EmbedlossError("E203", f"'{name}': {exception}") from exception
+    if failure is not None:
+        raise EmbedlossError("E203", f"'{name}': {failure}") from failure
+    return made
 
 
 def create_loss(expression_or_name: str, **parameters: Any) -> Loss:
