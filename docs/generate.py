@@ -5,7 +5,7 @@
 A test compares the result with what is committed. The matrix of the conformance kit takes minutes, so its results are kept in a
 file, which these commands renew:
 
-    embedloss conformance --all --json > all.json
+    embedloss conformance --all --processes --json > all.json
     python docs/generate.py --conformance all.json
     EMBEDLOSS_MUTANT_TABLE=docs/plugins/mutants.json pytest tests/test_mutants.py
 """
@@ -152,7 +152,7 @@ nevertheless, that is a failure.
 MATRIX_TEXT = """\
 ## Losses by checks
 
-Made by `embedloss conformance --all --json` with embedloss {version}: ✓ passed, x is right to fail and says why below,
+Made by `embedloss conformance --all --processes --json` with embedloss {version}: ✓ passed, x is right to fail and says why below,
 · does not apply, F failed, U passes against expectation. The columns are, in order: {checks}.
 
 """

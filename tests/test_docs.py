@@ -1,5 +1,6 @@
 """The documentation tells the truth: generated pages are fresh, every Python block runs."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -35,6 +36,15 @@ def test_generated_pages_are_fresh():
     assert not stale, f"run `python docs/generate.py`; stale: {stale}"
 
 
+def test_the_matrix_has_every_loss_and_every_check():
+    from embedloss.testing import CHECKS
+
+    found = json.loads((DOCS / "plugins" / "conformance.json").read_text(encoding="utf-8"))
+    assert set(found["checks"]) == set(CHECKS)
+    assert set(found["losses"]) == {s.name for s in list_losses() if s.distribution.startswith("embedloss-")}
+    assert {mark for entry in found["losses"].values() for mark in entry["marks"]} == set("✓x·")
+
+
 def test_every_loss_has_a_page_with_a_runnable_example():
     missing = [s.name for s in list_losses() if s.distribution.startswith("embedloss-") and not BLOCK.search(s.doc)]
     assert missing == []
@@ -59,7 +69,6 @@ def test_every_hook_has_a_section_with_its_arguments():
 
 @pytest.mark.slow
 def test_the_file_of_the_tutorial_is_listed_conforms_and_trains(tmp_path):
-    import json
     import os
     import subprocess
     import sys
