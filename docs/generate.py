@@ -152,8 +152,8 @@ nevertheless, that is a failure.
 MATRIX_TEXT = """\
 ## Losses by checks
 
-Made by `embedloss conformance --all --processes --json` with embedloss {version}: ✓ passed, x is right to fail and says why below,
-· does not apply, F failed, U passes against expectation. The columns are, in order: {checks}.
+Made by `embedloss conformance --all --processes --json` with embedloss {version}: ✓ passed, x is right to fail and says why
+below, · does not apply, F failed, U passes against expectation. The columns are, in order: {checks}.
 
 """
 DIRECTORY_TEXT = """\
