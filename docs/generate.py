@@ -244,7 +244,7 @@ def mutants_page() -> str:
     found = json.loads(MUTANTS.read_text(encoding="utf-8"))
     rows = [(f"`{m['loss']}`", m["wrong"], f"`{m['check']}`", m["message"].replace("`", "'")) for m in found]
     header = ["loss", "what is wrong", "caught by", "which says"]
-    return "---\nhide: [toc]\n---\n\n" + NOTE + MUTANTS_TEXT.format(count=len(found)) + table(header, rows)
+    return NOTE + MUTANTS_TEXT.format(count=len(found)) + table(header, rows)
 
 
 API_TEXT = {
