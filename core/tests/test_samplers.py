@@ -1,10 +1,19 @@
 """Batch samplers: nothing is lost, nothing is repeated, the constraint holds, epochs differ and are reproducible."""
 
+import datasets
 import numpy as np
 import pytest
 
 from embedloss import EmbedlossError
-from embedloss.samplers import GroupByLabelSampler, NoDuplicatesSampler, RandomSampler, text_id
+from embedloss.samplers import (
+    GroupByLabelSampler,
+    LengthGroupedSampler,
+    NoDuplicatesSampler,
+    OwnSampler,
+    RandomSampler,
+    make_sampler,
+    text_id,
+)
 
 
 def rows_of(sampler, epoch=0):
@@ -121,3 +130,113 @@ def test_a_very_frequent_text_makes_smaller_batches_instead_of_empty_ones():
     constant = NoDuplicatesSampler([[0]] * 50, 16)
     assert [len(b) for b in constant.batches()] == [1] * 50
     assert constant.short == 50
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_epoch_has_the_batches_of_the_first(processes):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 30, 205).tolist()
+    labels = [v for v in labels if labels.count(v) > 1]
+    texts = [[int(v)] for v in rng.integers(0, 40, 300)]
+    made = [NoDuplicatesSampler(texts, 20, seed=1), GroupByLabelSampler(labels, 8, seed=1), RandomSampler(101, 10, seed=1)]
+    planned = set()
+    for sampler in made:
+        sampler.processes = processes
+        for epoch in range(30):
+            sampler.set_epoch(epoch)
+            planned.add((type(sampler), len(sampler._planned())))
+            batches = sampler.batches()
+            assert len(batches) == len(sampler) == len(list(sampler))
+            assert min(map(len, batches)) >= processes
+            rows = [int(row) for batch in batches for row in batch]
+            assert set(rows) == set(range(sampler.rows)) or (processes > 1 and isinstance(sampler, NoDuplicatesSampler))
+            for batch in batches:
+                if isinstance(sampler, NoDuplicatesSampler):
+                    assert len({texts[row][0] for row in batch}) == len(batch)
+                if isinstance(sampler, GroupByLabelSampler):
+                    _, counts = np.unique([labels[row] for row in batch], return_counts=True)
+                    assert len(counts) >= 2
+                    assert counts.min() >= 2
+    assert len(planned) >= 5  # without the correction the number would differ
+
+
+def test_length_grouped():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 500, 4001).tolist()
+    sampler = LengthGroupedSampler(lengths, 16, seed=3)
+    batches = rows_of(sampler)
+    assert sorted(r for b in batches for r in b) == list(range(4001))
+    assert max(lengths) in [lengths[row] for row in batches[0]]
+
+    def padding(made):
+        return 1 - sum(lengths) / sum(len(b) * max(lengths[row] for row in b) for b in made)
+
+    assert padding(batches) < 0.1 < 0.4 < padding(rows_of(RandomSampler(4001, 16, seed=3)))
+    assert rows_of(sampler, 1) != batches
+
+
+def bound(**columns):
+    return datasets.Dataset.from_dict(columns)
+
+
+def test_only_texts_of_roles_and_ids_are_duplicates():
+    data = bound(anchor=[f"q{i}" for i in range(40)], positive=[f"p{i}" for i in range(40)], source=["wiki"] * 40)
+    assert {len(b) for b in rows_of(make_sampler("no-duplicates", data, ["anchor", "positive"], 8, 0))} == {8}
+    assert {len(b) for b in rows_of(make_sampler("no-duplicates", data, ["anchor", "source"], 8, 0))} == {1}
+    ids = [i % 10 for i in range(40)]
+    lists = [[f"n{i}", "common"] if i < 4 else [f"n{i}"] for i in range(40)]
+    data = bound(anchor=[f"q{i}" for i in range(40)], negative=lists, id=ids)
+    batches = rows_of(make_sampler("no-duplicates", data, ["anchor", "negative"], 8, 0))
+    assert all(len({ids[row] for row in batch}) == len(batch) for batch in batches)
+    assert all(sum(row < 4 for row in batch) <= 1 for batch in batches)
+
+
+def test_a_text_in_two_roles_of_one_row_is_no_duplicate():
+    data = bound(anchor=[f"t{i}" for i in range(16)], positive=[f"t{i}" for i in range(16)])
+    assert [len(b) for b in rows_of(make_sampler("no-duplicates", data, ["anchor", "positive"], 8, 0))] == [8, 8]
+
+
+class Backwards:
+    def __init__(self, rows, size, says=None):
+        self.rows, self.size, self.says, self.epoch = rows, size, says, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.says or -(-self.rows // self.size)
+
+    def __iter__(self):
+        order = list(range(self.rows))[:: -1 if self.epoch % 2 else 1]
+        yield from (order[i : i + self.size] for i in range(0, self.rows, self.size))
+
+
+def test_an_order_of_ones_own():
+    sampler = OwnSampler(Backwards(10, 4), 10)
+    assert rows_of(sampler) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert rows_of(sampler, 1) == [[9, 8, 7, 6], [5, 4, 3, 2], [1, 0]]
+    sampler.rank, sampler.processes = 1, 2
+    sampler.set_epoch(2)
+    assert rows_of(sampler, 2) == [[2, 3], [6, 7], [9]]
+
+
+@pytest.mark.parametrize(
+    ("own", "rows", "message"),
+    [
+        ([[0, 1]], 2, "the batch sampler list has no set_epoch"),
+        (Backwards(10, 4, says=5), 10, "Backwards says 5 batches and gave 3 in epoch 0"),
+        (Backwards(10, 4), 9, "asks for a row outside 0 to 8"),
+    ],
+)
+def test_orders_that_are_refused(own, rows, message):
+    with pytest.raises(EmbedlossError, match=message) as caught:
+        list(OwnSampler(own, rows))
+    assert caught.value.code == "E401"
+
+
+def test_samplers_that_cannot_be_made():
+    data = bound(anchor=["a", "b"])
+    with pytest.raises(EmbedlossError, match="unknown sampler 'sorted'"):
+        make_sampler("sorted", data, ["anchor"], 2, 0)
+    with pytest.raises(EmbedlossError, match="needs data with a class label"):
+        make_sampler("group-by-label", data, ["anchor"], 4, 0)
