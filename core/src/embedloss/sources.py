@@ -6,8 +6,9 @@ A source is read again for every pass. `state` after a row is plain data; `read(
 from __future__ import annotations
 
 import csv
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ class Csv(RowSource):
     def read(self, state: State | None = None, turn: int = 0) -> Iterator[Row]:
         """As the base."""
         for cells in self._cells(state):
-            yield {name: self._value(*entry) for name, *entry in zip(self.header, cells, self.types, strict=True)}
+            row = zip(self.header, cells, self.types, strict=True)
+            yield {name: self._value(cell, kind) for name, cell, kind in row}
 
     def _value(self, cell: str, kind: type) -> Any:
         if kind is str:
@@ -126,7 +128,7 @@ class Csv(RowSource):
             return None
         try:
             if kind is list:
-                return data.json.loads(cell)
+                return json.loads(cell)
             return int(cell) if kind is int and cell.strip().lstrip("+-").isdigit() else float(cell)
         except ValueError:
             return cell  # the type of the column is checked with its row number
@@ -188,7 +190,7 @@ class Rows(RowSource):
             )
         self.rows, self.row = rows, 0
         self.stateful = hasattr(rows, "state_dict") and hasattr(rows, "load_state_dict")
-        self.start = rows.state_dict() if self.stateful else None  # type: ignore[attr-defined]
+        self.start: State = rows.state_dict() if self.stateful else {}  # type: ignore[attr-defined]
 
     def read(self, state: State | None = None, turn: int = 0) -> Iterator[Row]:
         """As the base."""
@@ -230,7 +232,13 @@ def open_source(source: Any) -> RowSource:
     if path.is_file() and kind == ".json":
         raise EmbedlossError("E103", f"'{text}' is one JSON document and must be read as a whole; write .jsonl to stream it.")
     if path.is_file() and path.stat().st_size:
-        readers = {".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}
+        readers: dict[str, Callable[[Path], RowSource]] = {
+            ".jsonl": JsonLines,
+            ".ndjson": JsonLines,
+            ".csv": Csv,
+            ".tsv": Csv,
+            ".parquet": Parquet,
+        }
         if kind in readers:
             return readers[kind](path)
     if path.exists() or data.looks_local(text):

@@ -236,7 +236,8 @@ class Stream:
             table, tags, after = self.block(at)
             pass_rows = at.row + sum(waited == 0 for *_, waited in tags)
             if len(tags) < size <= pass_rows and after.turn > at.turn:  # the end of a pass: its last rows go to the next
-                plan, rest = [], list(range(len(tags)))
+                plan: list[np.ndarray[Any, Any]] = []
+                rest = list(range(len(tags)))
             else:
                 plan, rest = self.plan(table, tags, size, processes, seed, at.block)
             rows = self.bound(table, [row for _, row, _ in tags])
@@ -263,7 +264,7 @@ class Stream:
         lonely: list[int] = []
         if self.kind == "group-by-label":
             places, lonely = self._with_company(table, tags)
-        numbers = [tags[i][1] for i in places]
+        numbers = [tags[i][1] for i in places.tolist()]
         data = self.bound(table.take(pa.array(places)), numbers)
         roles = [c for c in data.column_names if c not in ("label", "id")]
         with naming(f"{self.source.name}, block {block + 1}"):

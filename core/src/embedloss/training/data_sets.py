@@ -120,8 +120,14 @@ def _bind_stream(settings: DataSet, first: Any, spec: LossSpec) -> Source:
         )
         found = check_tables([first.table], binding, spec, False, settings.sampler)
         found.raise_if_faulty()
-        more = {"batch_size": settings.batch_size, "weight": settings.weight}
-        stream = Stream(first, binding, spec, sampler=settings.sampler, **more)
+        stream = Stream(
+            first,
+            binding,
+            spec,
+            sampler=settings.sampler,
+            batch_size=settings.batch_size,
+            weight=settings.weight,
+        )
     source = Source(settings, spec, stream, binding, notes=list(found.warnings))
     source.num_classes = stream.num_classes()
     source.classes = stream.classes if binding.format.name == "pairs+class" else None
