@@ -446,7 +446,8 @@ def page(done: dict[str, Any], memory: str) -> str:
         "nDCG@10 of one right answer among up to three answers to other questions about the same subject. Measured on the 156 "
         "questions of which the warm-up saw no text, trained on the others. The teacher of `margin_mse` and "
         "`distill_kl_div` is "
-        f"the whole of MiniLM (cosine times 20), on {TAUGHT} questions."
+        f"the whole of MiniLM (cosine times 20), on {TAUGHT} questions; after the warm-up a cross-encoder is better than this "
+        "teacher, and has nothing to gain from it."
     )
     parts.append(section("MedQuAD with hard negatives", text, table(head, [*floors(["hard-test"]), *both(hard)])))
     lines = []
