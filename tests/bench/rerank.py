@@ -415,10 +415,14 @@ def page(done: dict[str, Any], memory: str) -> str:
         for one, two in zip(longer(CROSS), longer(BI), strict=True)
     ]
     more += [[f"`{r.loss}`, no warm-up", cell(value(r.key)), ""] for r in bodies()]
+    spread = "Each was trained once, with one seed, so small differences say nothing. "
+    if any(row.key in done for kind in (CROSS, BI) for row in seeds(kind)):
+        spread = (
+            "Values with a range are means over several seeds, with the lowest and the highest; all others were trained once, "
+            "and differences smaller than these ranges say nothing. "
+        )
     text = (
-        "nDCG@10 on the 50 test queries with all of their documents (12 to 39). Values with a range are "
-        "means over several seeds, "
-        "with the lowest and the highest; all others were trained once, and differences smaller than these ranges say nothing. "
+        f"nDCG@10 on the 50 test queries with all of their documents (12 to 39). {spread}"
         f"Losses of pairs ({PAIR_BATCH} a step) saw the grade divided by 4 as score, losses of tuples the "
         "best document of a list "
         f"against those of grade 0; the others saw {BATCH} lists of at most {DOCS} documents a step. "
@@ -433,7 +437,7 @@ def page(done: dict[str, Any], memory: str) -> str:
         cells = []
         for kind in (CROSS, BI):
             found = [v for r in liveqa(kind) if r.loss == name for v in value(r.key)]
-            cells.append(cell(found) if len(found) == FOLDS else "-")
+            cells.append(cell(found if len(found) == FOLDS else []))
         lines.append([f"`{name}`", *cells])
     text = (
         f"nDCG@10, cross-validated in {FOLDS} folds of questions (their one-sentence summaries; grades 0 to "
@@ -485,10 +489,11 @@ is {steps} steps of {batch} queries with at most {docs} documents, and all model
 each loss trains both kinds of model, and how losses compare under equal and very short training. They do not say how good a
 reranker becomes. Learning rates were not tuned by loss: {cross} for cross-encoders, {bi} for bi-encoders.
 
-A bi-encoder starts from similarities that already mean something. A cross-encoder starts with a new head, on a body that has
-never seen two texts at once, and learns little from a hundred lists alone (see the rows without a warm-up). So the
-cross-encoders here first learnt on pairs of MedQuAD to tell an answer from the answers to other questions, by the first of
-these commands; every row is then one command like the second. START is the body without a ranking head.
+A bi-encoder starts from similarities that already mean something; a cross-encoder starts with a new head, on a body that has
+never seen two texts at once. So that {steps} steps show something, the cross-encoders here first learnt on pairs of MedQuAD to
+tell an answer from the answers to other questions, by the first of these commands; every row is then one command like the
+second. START is the body without a ranking head. "Not run": there was no processor time left; calling the script again fills
+the gaps.
 
 ```text
 {warmed}
