@@ -53,7 +53,7 @@ CASES = {
     ),
     "object where a text is needed": ({"data.jsonl": rows(*[{"anchor": {"x": "a"}, "positive": "b"}] * 2)}, "train"),
     "types mixed": ({"data.jsonl": rows(PAIR, {"anchor": 7, "positive": "d"})}, "train"),
-    "empty list": ({"data.jsonl": rows({**PAIR, "negative": ["n"]}, {**PAIR, "negative": []})}, "train"),
+    "empty list": ({"data.jsonl": rows({**PAIR, "negative": ["n"]}, {**PAIR, "negative": []})}, "train --loss triplet"),
     "one row": ({"data.jsonl": [PAIR]}, "train"),
     "label out of range": ({"data.jsonl": rows(SCORED, {**SCORED, "score": 5})}, "train --loss cosine-similarity"),
     "label not 0 or 1": ({"data.jsonl": rows({**SCORED, "score": -1}, SCORED)}, "train --loss contrastive"),

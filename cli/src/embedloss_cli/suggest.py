@@ -54,7 +54,7 @@ def suggest(
     for fault in found.report.faults:
         print(wrapped(f"{fault.code} {fault}"))
     if found.report.faults:
-        print("Training would be refused until these rows are repaired, or left out by a conversion below.")
+        print(wrapped("Losses that need these rows would refuse the data: repair them, or convert, which leaves them out."))
     if answer.as_is:
         print("\nAs it is")
     for place, each in enumerate(answer.as_is[:SHOWN], start=1):
@@ -64,8 +64,10 @@ def suggest(
         print(f"   {each.command}")
     if len(answer.as_is) > SHOWN:
         print(wrapped(f"\nAlso possible: {', '.join(s.loss for s in answer.as_is[SHOWN:])}"))
+    said = {str(fault) for fault in found.report.faults}
     for name, why in answer.refused.items():
-        print(wrapped(f"Not {name}: {why}"))
+        if why not in said:
+            print(wrapped(f"Not {name}: {why}"))
     if answer.converted:
         print("\nAfter a conversion")
     for place, each in enumerate(answer.converted[:SHOWN], start=1):

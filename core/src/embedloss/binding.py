@@ -37,6 +37,8 @@ LABEL_COLUMN_KINDS: dict[str, tuple[str, ...]] = {
 _LABEL_NAMES = frozenset(name for kind in LABELS.values() for name in kind.columns) | frozenset(
     ("target", "targets", "gold", "y", "grade", "rating", "ratings", "relevance_score", "similarity_score", "logit", "logits")
 )
+# Names under which people keep the weights of rows.
+_WEIGHT_NAMES = frozenset(("weight", "weights", "sample_weight", "sample_weights", "row_weight"))
 _ROLE_NAMES = frozenset(name for names in ROLE_COLUMNS.values() for name in names)
 _ID_NAMES = re.compile(r"(.*_)?(id|ids|idx|guid|uuid)|index")
 _NUMBERED = re.compile(r"(.*?[a-z])_?(\d+)")
@@ -125,11 +127,13 @@ class _Attempt:
     wrong_code: str = "E104"
     extra_texts: list[str] = field(default_factory=list)
     extra_labels: list[str] = field(default_factory=list)
+    extra_weights: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
-        return not (self.missing or self.missing_label or self.wrong or self.extra_texts or self.extra_labels)
+        extra = self.extra_texts or self.extra_labels or self.extra_weights
+        return not (self.missing or self.missing_label or self.wrong or extra)
 
     @property
     def used(self) -> set[str]:
@@ -139,7 +143,7 @@ class _Attempt:
     def order(self, kinds: Mapping[str, str]) -> tuple[int, ...]:
         """Smaller is better: nothing missing, then most columns, then the label that suits the column best."""
         problems = 2 * len(self.missing) + 2 * self.missing_label + 2 * len(self.wrong)
-        problems += len(self.extra_texts) + len(self.extra_labels)
+        problems += len(self.extra_texts) + len(self.extra_labels) + len(self.extra_weights)
         affinity = place = 0
         if self.label and self.format.label:
             names = LABELS[self.format.label].columns
@@ -177,7 +181,9 @@ def _attempt(kinds: Mapping[str, str], fmt: DataFormat, mapping: Mapping[str, tu
     for column, kind in kinds.items():
         if column in attempt.used:
             continue
-        if is_label_name(column) and not any_format:
+        if key_of(column) in _WEIGHT_NAMES and kind in ("int", "float") and not explicit:
+            attempt.extra_weights.append(column)
+        elif is_label_name(column) and not any_format:
             attempt.extra_labels.append(column)
         elif kind in (TEXT, TEXTS) and not (is_label_name(column) or _ID_NAMES.fullmatch(key_of(column))):
             if explicit and not is_known_name(column):
@@ -369,6 +375,13 @@ def _refusal(
     numbers = [c for c in (*best.extra_labels, *best.unused) if columns[c] in _label_kinds(best.format)]
     refused_label = bool(best.extra_labels) and best.format.label is None
     nameable = len(best.missing) <= len(free_texts) and (bool(numbers) or not best.missing_label) and not refused_label
+    if best.extra_weights and not (best.missing or best.missing_label or best.wrong or best.extra_texts or best.extra_labels):
+        name = best.extra_weights[0]
+        first = f"the column '{name}' would not be used: rows have no weights here."
+        return EmbedlossError(
+            "E102",
+            f"{first}\n  {data}\n  Type --drop {_quoted(name)}. A row that shall count twice may stand in the file twice.",
+        )
     if best.wrong and not best.missing:
         lines = [*best.wrong, data, f"Type --map {best.wrong[0].split()[0].strip(chr(39))}=COLUMN to take another column."]
         return EmbedlossError(best.wrong_code, "\n  ".join([f"'{loss_name}' cannot use a column.", *lines]))
@@ -520,7 +533,7 @@ def fitting_loosely(
             continue
         extra = [c for c in attempt.extra_texts if not is_known_name(c)]
         if len(extra) == len(attempt.extra_texts):
-            out = (*drop, *extra, *attempt.extra_labels)
+            out = (*drop, *extra, *attempt.extra_labels, *attempt.extra_weights)
             found.append((attempt.order(kept), (bind(columns, [fmt], loss_name=fmt.name, mapping=mapping, drop=out), out)))
     if not found:
         raise refusal

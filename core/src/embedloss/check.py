@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from embedloss.binding import ID_COLUMN, Binding, bind, losses_for
 from embedloss.errors import EmbedlossError
+from embedloss.formats import LARGEST_ID
 from embedloss.spec import LossSpec
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def column_of(table: pa.Table, name: str) -> pa.Array:
             inner = pa.large_string()
         elif pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner):
             inner = pa.float64()
-        values = values.cast(pa.large_list(inner))
+        values = values.cast(pa.large_list(inner), safe=False)  # whole numbers beyond 2**53 lose digits
     combined = values.combine_chunks()
     if isinstance(combined, pa.ChunkedArray):  # no chunk at all
         combined = combined.chunk(0) if combined.num_chunks else pa.array([], values.type)
@@ -191,6 +192,11 @@ class _Checker:
         self.found: dict[tuple[str, str | None, str], tuple[str, list[int], int]] = {}
         self.classes: dict[Any, list[int]] = {}  # class -> number of rows, first row
         self.vector: tuple[int, int] | None = None  # size and row of the first vector
+        # Text roles that hold one and the same text so far, where other rows are what a row is told from.
+        compared = spec.scope == "batch" and binding.format.name in ("single", "pairs")
+        self.constant: dict[str, Any] = dict.fromkeys(binding.columns) if compared else {}
+        self.equal = 0  # rows of two equal texts
+        self.filled: dict[str, int] = {}  # role that may be empty -> rows that hold a text
         self.lists = self.flat = 0  # lists of documents, and those in which all grades are equal
 
     def fault(self, code: str, message: str, column: str | None = None, where: Any = (), key: str = "") -> None:
@@ -209,6 +215,7 @@ class _Checker:
                 self.texts(role, columns[0])
             else:
                 self.several(role, columns)
+        self.together()
         if self.binding.label and not self.binding.label_ignored:
             self.label(self.binding.label)
         self.report.rows += table.num_rows
@@ -225,6 +232,7 @@ class _Checker:
                 ),
                 **self.found,
             }
+        self._finish_texts()
         name = self.binding.label
         kind = self.binding.format.label
         if name and not self.binding.label_ignored:
@@ -242,7 +250,11 @@ class _Checker:
             span = report.label_span
             if span and span[0] == span[1] and kind in ("binary", "score", "margin"):
                 what = "to tell apart" if kind == "binary" else "to rank"
-                report.warnings.append(f"every label in '{name}' is {span[0]:g}; there is nothing {what}")
+                message = f"every label in '{name}' is {span[0]:g}; there is nothing {what}"
+                if kind == "score" and self.spec.scope == "batch" and not faulty:  # only differences count
+                    self.found["E105", name, "constant"] = (f"{message}, so that '{self.spec.name}' learns nothing.", [], 0)
+                else:
+                    report.warnings.append(message)
         for (code, column, key), (message, rows, count) in self.found.items():
             if key == "range":
                 assert report.label_span is not None
@@ -250,8 +262,63 @@ class _Checker:
             report.faults.append(Fault(code, message, column, tuple(rows), count))
         return report
 
+    def together(self) -> None:
+        """Compare texts of different rows, and of one row, where the loss depends on it."""
+        texts = {role: column_of(self.table, names[0]) for role, names in self.binding.columns.items() if len(names) == 1}
+        for role in list(self.constant):
+            known = texts[role].drop_null()
+            if not len(known):
+                continue
+            if self.constant[role] is None:
+                self.constant[role] = known[0]
+            if not pc.all(pc.equal(known, self.constant[role])).as_py():
+                del self.constant[role]
+        if self.spec.equal_texts and self.binding.format.name == "pairs":
+            first, second = texts.values()
+            differ = _where(pc.not_equal(first, second))
+            self.equal += len(first) - len(differ)
+            if self.spec.equal_texts == "all" and len(differ):
+                other = list(self.binding.columns.values())[1][0]
+                message = (
+                    f"its two texts differ; '{self.spec.name}' takes single texts, or pairs of equal texts. "
+                    f"Type --drop {other} to take single texts, or use a loss of pairs."
+                )
+                self.fault("E105", message, None, differ)
+
+    def _finish_texts(self) -> None:
+        """What is wrong with the texts of all rows together."""
+        if self.report.rows < 2 or any(key[0] == "E104" for key in self.found):
+            return
+        for role, filled in self.filled.items():
+            if not filled:
+                columns = ", ".join(self.binding.columns[role])
+                message = f"no row holds a text of '{role}'. Type --drop {columns} to train without."
+                self.found["E104", columns, "filled"] = (message, [], 0)
+            elif filled < self.report.rows:
+                self.report.warnings.append(f"{self.report.rows - filled:,} rows hold no text of '{role}'")
+        for role, text in self.constant.items():
+            if text is not None:
+                column = self.binding.columns[role][0]
+                message = f"every row has the same '{role}'; '{self.spec.name}' tells the rows of a batch from each other."
+                self.found["E106", column, "constant"] = (f"{message} Remove all rows but one, or take another column.", [], 0)
+        if self.spec.equal_texts == "some" and self.binding.format.name == "pairs" and not self.equal:
+            other = list(self.binding.columns.values())[1][0]
+            message = f"no row holds the same text twice, and only such pairs are positive for '{self.spec.name}'."
+            self.found["E105", None, "equal"] = (
+                f"{message} Type --drop {other} to take single texts, or use a loss of pairs.",
+                [],
+                0,
+            )
+
     def _finish_classes(self, name: str) -> None:
         report = self.report
+        highest = self.spec.highest_label
+        names = [value for value in self.classes if isinstance(value, str)]
+        if highest is not None and len(names) > highest + 1:
+            message = (
+                f"{len(names):,} classes; '{self.spec.name}' has {highest + 1:g}. Type num_labels={len(names)} in the loss."
+            )
+            self.found["E105", name, "number"] = (message, [], 0)
         sizes = [count for count, _ in self.classes.values()]
         if sizes:
             report.class_sizes = {
@@ -287,16 +354,20 @@ class _Checker:
 
     def texts(self, role: str, name: str) -> None:
         values = column_of(self.table, name)
+        optional = role in self.spec.optional and is_list(values.type)
         null = _where(values.is_null())
-        if len(null):
+        if len(null) and not optional:
             self.fault("E104", "no value (null) where a text is needed. Repair or remove these rows.", name, null)
         if not is_list(values.type):
             blank = _where(_blank(values))
             if len(blank):
                 self.fault("E104", "empty text. Repair or remove these rows.", name, blank)
             return
-        empty = _where(pc.equal(pc.list_value_length(values), 0))
-        if len(empty):
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+        empty = np.setdiff1d(np.flatnonzero(lengths == 0), null)
+        if optional:
+            self.filled[role] = self.filled.get(role, 0) + int((lengths > 0).sum())
+        elif len(empty):
             self.fault("E104", f"an empty list; '{role}' needs at least one text.", name, empty)
         owner = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
         inside = pc.list_flatten(values)
@@ -316,7 +387,9 @@ class _Checker:
             if len(blank):
                 self.fault("E104", "empty text; write null where there is none.", name, blank)
             filled += ~np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-        if len(without := np.flatnonzero(filled == 0)):
+        if role in self.spec.optional:
+            self.filled[role] = self.filled.get(role, 0) + int((filled > 0).sum())
+        elif len(without := np.flatnonzero(filled == 0)):
             self.fault("E104", f"no text for '{role}' in any of {', '.join(names)}.", None, without)
 
     # -- labels -------------------------------------------------------------------------------------------------------
@@ -374,7 +447,7 @@ class _Checker:
                 hint = " Write 0 instead of -1." if set(numbers[bad]) == {-1.0} else ""
                 self.fault("E105", f"the label is {found}; '{loss}' takes 0 or 1.{hint}", name, bad, "binary")
         elif kind == "class":
-            broken = np.flatnonzero(finite & (numbers != np.floor(numbers)))
+            broken = np.flatnonzero(finite & ((numbers != np.floor(numbers)) | (np.abs(numbers) > LARGEST_ID)))
             if len(broken):
                 message = f"the label is {numbers[broken[0]]:g}; a class id is a whole number: 0, 1, 2, ..."
                 self.fault("E105", message, name, broken, "whole")
@@ -382,6 +455,11 @@ class _Checker:
             if len(negative):
                 message = f"the class id is {numbers[negative[0]]:g}; ids begin at 0 (-1 often means unlabelled)."
                 self.fault("E105", message, name, negative, "negative")
+            highest = np.inf if self.spec.highest_label is None else self.spec.highest_label
+            high = np.flatnonzero(finite & (numbers > highest))
+            if len(high):
+                message = f"a class id above {highest:g}, the highest of {highest + 1:g} classes. Number the classes from 0."
+                self.fault("E105", message, name, high, "number")
             self.count_classes(pa.array(numbers, mask=~finite))
         else:
             self.range(name, numbers, finite)
@@ -627,6 +705,8 @@ def _texts(table: pa.Table, names: Sequence[str]) -> pa.Array:
         return pa.array([[text for text in row if text is not None] for row in rows], pa.list_(pa.string()))
     values = table[names[0]]
     if is_list(values.type):
+        if values.null_count:  # a loss to which a text is optional
+            return pa.array([texts or [] for texts in values.to_pylist()], pa.list_(pa.string()))
         return values.cast(pa.list_(pa.string())) if pa.types.is_fixed_size_list(values.type) else values
     single = column_of(table, names[0])
     return pa.LargeListArray.from_arrays(np.arange(len(single) + 1), single)

@@ -42,6 +42,7 @@ class Examination:
         facts: what its rows have in common, under the first reading.
         spec: of the loss, if known.
         evaluation: the reading of the evaluation data.
+        kinds: column -> kind.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Examination:
     facts: Facts
     spec: LossSpec | None = None
     evaluation: Reading | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -98,7 +100,8 @@ def examine(
         EmbedlossError: E101 to E105 if a file cannot be read or its columns cannot be bound. Faults of rows are in the reports.
     """
     chunks = Chunks(source)
-    candidates = _bindings(chunks.kinds(), spec, mapping, drop, loosely)
+    kinds = chunks.kinds()
+    candidates = _bindings(kinds, spec, mapping, drop, loosely)
     other = None
     evaluation = None
     if eval_data is not None:
@@ -119,7 +122,7 @@ def examine(
     readings = [
         Reading(binding, checker.finish(), left_out) for checker, (binding, left_out) in zip(checkers, candidates, strict=True)
     ]
-    found = Examination(source, _ranked(readings), collector.finish(tokenizer, max_length), spec, evaluation)
+    found = Examination(source, _ranked(readings), collector.finish(tokenizer, max_length), spec, evaluation, kinds)
     found.notes = notes(found)
     return found
 

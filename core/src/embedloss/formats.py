@@ -60,6 +60,9 @@ ROLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "original": ("original", "clean"),
 }
 
+LARGEST_ID = 2**53
+"""Of a class; larger whole numbers are not exact where numbers have fractions."""
+
 # Roles that hold one or more texts a row.
 LIST_ROLES = frozenset({"negative", "docs", "texts"})
 

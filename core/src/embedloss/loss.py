@@ -463,6 +463,8 @@ class Modifier(Loss):
             label_range=inner.label_range,
             highest_label=inner.highest_label,
             leaves_out=inner.leaves_out,
+            equal_texts=inner.equal_texts,
+            optional=inner.optional,
             best_first=inner.best_first,
             any_format=inner.any_format,
             deviations={**inner.deviations, **spec.deviations},
@@ -539,6 +541,8 @@ class WeightedSum(Loss):
             label_range=(max(r[0] for r in ranges), min(r[1] for r in ranges)) if ranges else None,
             highest_label=min((s.highest_label for s in bound if s.highest_label is not None), default=None),
             leaves_out=bool(bound) and all(s.leaves_out for s in bound),
+            optional=tuple(role for role in (bound[0].optional if bound else ()) if all(role in s.optional for s in bound)),
+            equal_texts=min((s.equal_texts for s in bound if s.equal_texts), default=""),
             best_first=next((s.best_first for s in bound if s.best_first), ""),
         )
 

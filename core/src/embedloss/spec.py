@@ -53,6 +53,8 @@ class LossSpec:
         label_range: lowest and highest allowed label, or None.
         highest_label: highest allowed label of a loss that sets no lowest one, or None.
         leaves_out: a label of -inf leaves its candidate out of the target; one finite label a row is needed.
+        equal_texts: "all": pairs without a label must hold the same text twice; "some": one of them at least; "": any pairs.
+        optional: list roles of which some rows, but not all, may hold no text.
         best_first: what to type where grades are not read because the documents of a list are taken as given, best first, such
             as "respect_input_order=False"; data in which a better grade comes later is refused.
         recommended: 0 to 100, how readily `embedloss suggest` names it among the losses that take the same data; 0 is last.
@@ -82,6 +84,8 @@ class LossSpec:
     label_range: tuple[float, float] | None = None
     highest_label: float | None = None
     leaves_out: bool = False
+    equal_texts: Literal["", "some", "all"] = ""
+    optional: tuple[str, ...] = ()
     best_first: str = ""
     recommended: int = 0
     advice: str = ""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from embedloss.binding import bind
 from embedloss.check import Report, _Checker
 from embedloss.chunks import Chunks
 from embedloss.convert import CONVERSIONS, Conversion
 from embedloss.errors import EmbedlossError
-from embedloss.examine import Examination, Reading, examine
+from embedloss.examine import Examination, Reading, examine, plain_spec
 from embedloss.formats import DataFormat, get_format
 from embedloss.registry import list_losses
 from embedloss.spec import LossSpec
@@ -107,13 +108,12 @@ def suggest(
     for place, reading in enumerate(clean):
         fmt = reading.binding.format
         for spec in _taking(specs, fmt.name):
-            if spec.name in seen:
+            if spec.name in seen or _bound(found, spec, mapping, reading) != fmt.name:
                 continue
             report = reports[fmt.name, _profile(spec)]
-            new = [f for f in report.faults if f not in reading.report.faults]
-            scale = bool(new) and all("--scale-labels" in f.message for f in new)
-            if new and not scale:
-                answer.refused.setdefault(spec.name, str(new[0]))
+            scale = bool(report.faults) and all("--scale-labels" in f.message for f in report.faults)
+            if report.faults and not scale:
+                answer.refused.setdefault(spec.name, str(report.faults[0]))
                 continue
             seen.add(spec.name)
             score = _score(spec, fmt, kind) - OTHER_READING * place - 40 * scale
@@ -126,6 +126,7 @@ def suggest(
     answer.as_is.sort(key=lambda s: (-s.score, s.loss))
     answer.converted = _converted(found, clean[0], specs, kind, writer)
     if not answer.as_is and not answer.converted:
+        clean[0].report.raise_if_faulty()
         names = ", ".join(r.binding.format.name for r in clean)
         raise EmbedlossError("E101", f"no installed loss takes {names}. Type: pip install 'embedloss[all]'")
     return answer
@@ -135,9 +136,24 @@ def _taking(specs: Sequence[LossSpec], name: str) -> list[LossSpec]:
     return [s for s in specs if not s.any_format and name in s.format_names()]
 
 
+def _bound(found: Examination, spec: LossSpec, mapping: Mapping[str, str] | None, reading: Reading) -> str:
+    """The format that training reads, which has the names and kinds of the columns to go by, not the rows."""
+    binding = bind(found.kinds, spec.data_formats(), loss_name=spec.name, mapping=mapping, drop=reading.left_out)
+    return binding.format.name
+
+
+# What a spec says to people, and not to a check of rows. Every other field counts, those to come included.
+_IN_WORDS = frozenset(
+    (
+        *("name", "target", "summary", "family", "formats", "aliases", "field_name", "models", "consumes", "recommended"),
+        *("advice", "recompute", "status", "deprecated_by", "citation", "doc", "example", "deviations", "distribution"),
+    )
+)
+
+
 def _profile(spec: LossSpec) -> tuple[object, ...]:
     """What a check of rows depends on."""
-    return spec.label_range, spec.sampler == "group-by-label", bool(spec.best_first), spec.highest_label, spec.leaves_out
+    return tuple(getattr(spec, field.name) for field in fields(spec) if field.name not in _IN_WORDS)
 
 
 def _reports(
@@ -149,7 +165,7 @@ def _reports(
         for r in readings
         for s in _taking(specs, r.binding.format.name)
     }
-    if any(key[1] != (None, False, False, None, False) for key in checkers):
+    if any(key[1] != _profile(plain_spec(get_format(key[0]))) for key in checkers):
         for table in Chunks(source):
             for checker in checkers.values():
                 checker.add(table)

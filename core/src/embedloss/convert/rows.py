@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from embedloss.convert.job import ConversionReport, Numbered, Row
+from embedloss.formats import LARGEST_ID
 
 if TYPE_CHECKING:
     from embedloss.binding import Binding
@@ -90,7 +91,7 @@ def _class(row: Row, label: Any) -> Row | str:
         return {**row, "label": label} if label.strip() else NO_LABEL
     if not math.isfinite(label):
         return NO_LABEL
-    return {**row, "label": int(label)} if label == int(label) >= 0 else WRONG_LABEL["class"]
+    return {**row, "label": int(label)} if LARGEST_ID >= label == int(label) >= 0 else WRONG_LABEL["class"]
 
 
 def _binary(row: Row, label: Any) -> Row | str:
@@ -113,5 +114,5 @@ LABEL_KEYS = {
 
 
 def plain(number: float) -> float | int:
-    """2.0 as 2: files stay small and readable."""
-    return int(number) if float(number).is_integer() else number
+    """2.0 as 2: files stay small and readable. Larger numbers than are exact stay as they are."""
+    return int(number) if float(number).is_integer() and abs(number) <= LARGEST_ID else number

@@ -15,6 +15,7 @@ from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings, Scores
 from embedloss.linear import LinearLoss, project
 from embedloss.loss import Loss, LossOutput, MeanScoreLoss, ModelInfo
+from embedloss.spec import LossSpec
 from embedloss.validate import count, must_be, named, optional, positive, share
 from embedloss_classification.functional import class_metrics, cross_entropy_sums, multi_margin_sums, pair_features
 from embedloss_classification.plugin import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, SOFTMAX
@@ -46,6 +47,9 @@ class _ClassLoss(Loss):
         wrong = ((ids < 0) | (ids >= classes)) & (ids != ignore_index)
         self.refuse(wrong, f"got class {{value}} in row {{row}} of this batch, but {has} {classes}.", ids)
         return ids
+
+
+MOST_CLASSES = 10_000_000
 
 
 class SoftmaxLoss(LinearLoss, _ClassLoss):
@@ -88,6 +92,7 @@ class SoftmaxLoss(LinearLoss, _ClassLoss):
         )
         if label_smoothing and self.loss_fct != "cross-entropy":
             raise ValueError("label_smoothing goes with loss_fct='cross-entropy'")
+        self.bind_spec(type(self).spec)
         if not self.parts:
             raise ValueError("at least one of the three concatenation_sent_... parameters must be True")
         if embedding_dimension and num_labels:
@@ -98,6 +103,10 @@ class SoftmaxLoss(LinearLoss, _ClassLoss):
         """Which of (u and v), |u - v| and u * v are classified."""
         difference = bool(self.concatenation_sent_difference)
         return bool(self.concatenation_sent_rep), difference, bool(self.concatenation_sent_multiplication)
+
+    def bind_spec(self, spec: LossSpec) -> None:
+        """With a number of classes, the highest id is known before any model is loaded."""
+        self.spec = replace(spec, highest_label=self.num_labels - 1) if self.num_labels else spec
 
     @property
     def parts(self) -> int:
@@ -115,6 +124,10 @@ class SoftmaxLoss(LinearLoss, _ClassLoss):
         if self.classifier is None:
             if not classes:
                 raise self.error("E203", "needs the number of classes. Type: softmax(num_labels=3)")
+            if classes > MOST_CLASSES:
+                raise self.error(
+                    "E105", f"has one output a class id, but the highest id is {classes - 1:,}. Number them 0, 1, 2."
+                )
             self.make_linear(self.parts * (self.embedding_dimension or info.dimension), classes)
         inputs, outputs = self._made().in_features // self.parts, self._made().out_features
         if inputs != info.dimension:
