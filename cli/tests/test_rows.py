@@ -97,7 +97,7 @@ def test_prompts_go_to_their_role(run, write, tmp_path):
     prompted = trained(run, tmp_path, *options, "--prompt", "anchor=thunder basket marble ", "--overwrite")
     assert [e["loss"] for e in plain if "loss" in e] != [e["loss"] for e in prompted if "loss" in e]
     refused = run("train", *TRAIN, *options, "--prompt", "query=search: ", "--overwrite")
-    assert refused.err.startswith("E401: prompt for the unknown role 'query'; the roles are anchor, positive.")
+    assert refused.err.startswith("E401: prompt for the unknown role 'query'. Roles: anchor, positive.")
 
 
 def test_a_column_of_weights_is_never_left_out_silently(run, write):

@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from malformed_sets import SETS, Malformed
+from malformed_sets import SETS, Malformed, pairs, triplets
+from malformed_sets import lines as lines_of
 
 from embedloss.errors import EmbedlossError
 from embedloss.training.config import RunConfig
@@ -24,6 +25,9 @@ from embedloss.training.run import prepare
 
 KINDS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 WIDTH = 180
+
+
+USUAL: set[str] = set()  # what is said of data without a fault as well
 
 
 class Kept(logging.Handler):
@@ -69,7 +73,7 @@ def theirs(case: Malformed, file: Path, folder: Path, model: str) -> tuple[str, 
     import datasets
 
     kept = Kept()
-    logging.getLogger().addHandler(kept)
+    logging.getLogger("sentence_transformers").addHandler(kept)
     stage = "reading"
     try:
         with warnings.catch_warnings(record=True) as raised:
@@ -92,9 +96,11 @@ def theirs(case: Malformed, file: Path, folder: Path, model: str) -> tuple[str, 
             cause = cause.__cause__
         return "refuses", f"{stage}: `{type(cause).__name__}: {shown(str(cause), file)}`"
     finally:
-        logging.getLogger().removeHandler(kept)
+        logging.getLogger("sentence_transformers").removeHandler(kept)
     losses = ", ".join(f"{entry['loss']:.3f}" for entry in trainer.state.log_history if "loss" in entry)
-    words = kept.found + [str(w.message) for w in raised if "sentence_transformers" in str(w.filename)]
+    words = [text for text in (*kept.found, *(str(w.message) for w in raised)) if text not in USUAL]
+    if case.what == "nothing":
+        USUAL.update(words)
     if words:
         return "warns", f"trains: loss {losses}; warns `{shown(words[0], file)}`"
     return "silent", f"**trains silently**: loss {losses}"
@@ -133,6 +139,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = tiny_models(folder)
+        for number, good in enumerate((pairs(), triplets())):
+            file = folder / f"good{number}.jsonl"
+            file.write_bytes(lines_of(good))
+            theirs(Malformed("nothing", "", b"", "", (), "MultipleNegativesRankingLoss"), file, folder / "good", model)
         for number, case in enumerate(SETS):
             if options.only not in case.what:
                 continue
@@ -158,8 +168,8 @@ TEXT = """# Malformed data
 loss, a tiny model and two steps of four rows. embedloss refuses {refused} of {total} before a model is loaded; the message is
 shortened here, `tests/test_malformed.py` holds it to code, row and remedy. sentence-transformers trains on {silent} without a
 word and on {warns} with a warning; on {refuses} it stops with the message shown, while reading, starting or in the first step.
-Some of what it accepts it documents (that ListMLE reads the order of the documents, for one); these lines are surprises, not
-bugs. Made in one run by
+Some of what it accepts is its documented way: columns by position whatever their names, objects as inputs, ListMLE that reads
+the order of the documents. These lines are surprises, not bugs. Lists of negatives it takes in no data set. Made in one run by
 
 ```text
 python tests/bench/malformed.py --table docs/results/malformed.md

@@ -123,28 +123,25 @@ def main() -> None:
         else:
             file = data / source
         answer = suggest(str(file))
-        if not answer.as_is:
-            done[name] = {"first": "", "sensible": False, "said": "nothing fits as it is", "after": "", "steps": ""}
-        else:
-            first = answer.as_is[0]
-            said = trained(shlex.split(first.command), work / "run", models)
-            after = ""
-            if answer.converted:
-                other = answer.converted[0]
-                conversion = shlex.split(other.conversion or "")
+        listed = [*answer.as_is[:1], *answer.converted[:1]]  # a data set with faulty rows is converted first
+        first = listed[0]
+        outcomes = []
+        for each in listed:
+            status, output = 0, ""
+            if each.conversion:
+                conversion = shlex.split(each.conversion)
                 if "--teacher" in conversion:
                     conversion[conversion.index("--teacher") + 1] = models["bi-encoder"]
                 status, output = command(*conversion[1:], "--overwrite")
-                failed = output.strip() if status else trained(shlex.split(other.command), work / "run", models)
-                after = f"{other.loss} on {other.format}: {failed or 'runs'}"
-            done[name] = {
-                "rows": answer.found.report.rows,
-                "format": first.format,
-                "first": first.loss,
-                "sensible": first.loss in sensible,
-                "said": said or "runs",
-                "after": after,
-            }
+            outcomes.append(output.strip() if status else trained(shlex.split(each.command), work / "run", models) or "runs")
+        done[name] = {
+            "rows": answer.found.report.rows,
+            "format": first.format,
+            "first": first.loss,
+            "sensible": first.loss in sensible,
+            "said": outcomes[0],
+            "after": f"{listed[-1].loss} on {listed[-1].format}: {outcomes[-1]}" if listed[-1].conversion else "",
+        }
         finished.write_text(json.dumps(done, indent=1))
         print(name, done[name], flush=True)
     if options.table and len(done) == len(SETS):
@@ -164,8 +161,8 @@ def main() -> None:
 TEXT = """# Suggestions
 
 What `embedloss suggest` names first for {total} data sets and conversions of such: in {right} it is one of the losses that were
-written down by hand as sensible before. Its command ran {steps} steps on a tiny model in {ran} of {total}, and so did, where one is
-suggested, the first conversion with the command that follows it. Made by
+written down by hand as sensible before. Its command ran {steps} steps on a tiny model in {ran} of {total}; so did, where one
+is suggested, the first conversion and the command that follows it, unless the last column says otherwise. Made by
 
 ```text
 python tests/bench/suggested.py --data ../shared/data --work FOLDER --table docs/results/suggested.md
