@@ -89,3 +89,15 @@ def test_more_classes_by_name_than_outputs(tmp_path):
     case = malformed_sets.Malformed("", "softmax(num_labels=3)", b"", "", (), "")
     for error in (refusal(check, case, file), refusal(train, case, file, tmp_path)):
         assert (error.code, "Type num_labels=4" in str(error)) == ("E105", True)
+
+
+def test_evaluation_data_need_not_differ_from_row_to_row(tmp_path):
+    """One query with several answers can be searched for, though nothing can be learnt from it."""
+    file, dev = tmp_path / "data.jsonl", tmp_path / "dev.jsonl"
+    file.write_bytes(malformed_sets.lines(malformed_sets.pairs()))
+    dev.write_bytes(malformed_sets.lines([{**row, "anchor": "the same"} for row in malformed_sets.pairs()]))
+    case = malformed_sets.Malformed("", "mnrl", b"", "", (), "", config={"eval_data": str(dev)})
+    train(case, file, tmp_path)
+    found = examine(str(file), spec=create_loss("mnrl").spec, eval_data=str(dev))
+    assert not found.evaluation.report.faults
+    assert refusal(check, case, dev).code == "E106"

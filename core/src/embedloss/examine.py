@@ -108,7 +108,7 @@ def examine(
         eval_chunks = Chunks(eval_data)
         left_out = [c for c in candidates[0][1] if c in eval_chunks.kinds()]
         eval_binding = _bindings(eval_chunks.kinds(), spec, mapping, left_out, loosely)[0][0]
-        checker = _Checker(eval_binding, spec or plain_spec(eval_binding.format), scale_labels, "random")
+        checker = _Checker(eval_binding, (spec or plain_spec(eval_binding.format)).for_evaluation(), scale_labels, "random")
         for table in eval_chunks:
             checker.add(table)
         evaluation = Reading(eval_binding, checker.finish())

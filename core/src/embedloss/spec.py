@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from embedloss.errors import EmbedlossError
@@ -147,6 +147,10 @@ class LossSpec:
                 "E205", f"loss '{self.name}' cannot be imported from '{self.target}': {type(exception).__name__}: {exception}"
             ) from exception
         return loaded
+
+    def for_evaluation(self) -> LossSpec:
+        """What data must be to be measured: rows need not differ for that, nor lists be in order."""
+        return replace(self, best_first="", scope="row", equal_texts="")
 
     def format_names(self) -> tuple[str, ...]:
         """Names of the formats it takes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedloss.errors import EmbedlossError, naming
@@ -151,7 +151,7 @@ def bind_evaluation(name: str, raw: Any, source: Source | None, prompts: dict[st
             report.raise_if_faulty()
             own = {role: text for role, text in prompts.items() if role in binding.format.roles}
             return EvalSource(name, bound_dataset(raw, binding), binding, None, own)
-        settings, spec = source.settings, replace(source.spec, best_first="")
+        settings, spec = source.settings, source.spec.for_evaluation()
         binding = bind(
             column_kinds(raw),
             spec.data_formats(),
