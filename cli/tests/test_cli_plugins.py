@@ -63,7 +63,7 @@ def test_a_file_before_or_after_the_command(run, plugin, arguments):
 
 def test_its_losses_are_listed_and_checked(run, plugin, write):
     plugin()
-    write("a.jsonl", [{"anchor": "a", "positive": "b"}] * 3)
+    write("a.jsonl", [{"anchor": f"a {i}", "positive": f"b {i}"} for i in range(3)])
     assert "my-own" in run("list", "--plugin", "my_plugin.py").out
     result = run("check", "a.jsonl", "--loss", "my-own(margin=2)", "--plugin", "my_plugin.py")
     assert (result.status, result.err) == (0, "")

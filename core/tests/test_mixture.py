@@ -301,8 +301,8 @@ def test_settings_that_do_not_go_together(values, message):
 def test_messages_about_columns_name_the_data_set(tmp_path):
     from embedloss.training.run import prepare
 
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"anchor": str(i), "positive": "x"}) + "\n" for i in range(3)))
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"q": str(i), "d": "x"}) + "\n" for i in range(3)))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"anchor": str(i), "positive": f"x {i}"}) + "\n" for i in range(3)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"q": str(i), "d": f"x {i}"}) + "\n" for i in range(3)))
     values = {**BASE, "model": "static(dimension=4)", "data": {"a": str(tmp_path / "a.jsonl"), "b": str(tmp_path / "b.jsonl")}}
     values |= {"loss": "test_nce", "out": str(tmp_path / "out")}
     with pytest.raises(EmbedlossError) as caught:
