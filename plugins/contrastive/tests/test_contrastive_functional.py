@@ -342,6 +342,33 @@ def test_in_batch_tension_equals_its_definition(rows, name, scale):
         agree(ours_in_pairs, definition, f1, f2)
 
 
+@pytest.mark.parametrize("tile", [2, 256])
+def test_equal_texts_are_no_negatives_when_masked(tile, monkeypatch):
+    """Texts 0 and 3 are equal, and text 6 has no other text that differs where all ids are one."""
+    monkeypatch.setattr(own_match, "__defaults__", (tile, None))
+    f1, f2, _ = pair(3, 7)
+    ids = torch.tensor([1, 2, 3, 1, 4, 5, 3])
+    loss = create_loss("ct_in_batch(learnable_scale=False, scale=3, mask_same_text=True)").double()
+
+    def definition(a, b):
+        scores = 3 * matrix("cosine", a, b)
+        total = 0
+        for i in range(7):
+            kept = [j for j in range(7) if j == i or ids[j] != ids[i]]
+            total = total - scores[i, i] + scores[i, kept].logsumexp(0) / 2 + scores[kept, i].logsumexp(0) / 2
+        return total / 7
+
+    def ours(a, b, ids=ids):
+        return loss(Embeddings.of(text=b).with_twin(Embeddings.of(text=a)).with_text_ids(text=ids)).total
+
+    agree(ours, definition, f1, f2)
+    value, gradients = value_and_gradient(lambda a, b: ours(a, b, torch.ones(7, dtype=torch.int64)), f1, f2)
+    assert value == 0
+    assert all(bool((g == 0).all()) for g in gradients)
+    with pytest.raises(EmbedlossError, match="needs to know equal texts for mask_same_text"):
+        loss(Embeddings.of(text=f2).with_twin(Embeddings.of(text=f1)))
+
+
 def test_blocks_of_any_size_give_the_same():
     f1, f2, _ = pair(1, 23)
     scale = torch.tensor(5.0, dtype=torch.float64)

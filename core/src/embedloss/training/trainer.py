@@ -53,7 +53,8 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         """Processes without an accelerator form a group only if they are told that they run on CPUs."""
         accelerator = getattr(torch, "accelerator", torch.cuda)  # torch.accelerator: since 2.6
-        self.use_cpu = self.use_cpu or not accelerator.is_available()
+        if not accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
 
 

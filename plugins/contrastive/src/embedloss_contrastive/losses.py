@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from embedloss.embeddings import Embeddings
+from embedloss.in_batch import equal
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, share_of
 from embedloss.similarity import pairwise_distance
 from embedloss.validate import count, positive
@@ -158,13 +159,20 @@ class ContrastiveTensionLossInBatchNegatives(_TwinLoss):
         scale: start value of the factor on similarities, > 0.
         similarity_fct: "cosine", "dot", "euclidean" or "manhattan"; with "dot" use scale 1.
         learnable_scale: train the factor (its logarithm, as a parameter of this loss).
+        mask_same_text: equal texts are no negatives of each other.
 
     Paper: Carlsson et al. 2021, Semantic Re-tuning with Contrastive Tension.
     """
 
     spec = CT_IN_BATCH
 
-    def __init__(self, scale: float = 20.0, similarity_fct: Any = "cosine", learnable_scale: bool = True) -> None:
+    def __init__(
+        self,
+        scale: float = 20.0,
+        similarity_fct: Any = "cosine",
+        learnable_scale: bool = True,
+        mask_same_text: bool = False,
+    ) -> None:
         super().__init__()
         self.keep(locals())
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable_scale else None
@@ -177,7 +185,13 @@ class ContrastiveTensionLossInBatchNegatives(_TwinLoss):
             found = "takes single texts, or pairs of equal texts; those of row {row} of this batch differ. "
             repair = "Leave out one column (--drop column), or use a loss of pairs such as multiple-negatives-ranking."
             self.refuse(ids[0] != ids[1], found + repair)
+        excluded = None
+        if self.mask_same_text:
+            if ids is None:
+                raise self.error("E206", f"needs to know equal texts for mask_same_text. Type: .with_text_ids({first}=ids)")
+            excluded = equal(ids[0], ids[0])
         scale: Tensor | float = self.scale if self.log_scale is None else self.log_scale.exp()
-        terms = own_match(emb.twin.own(first), emb.pool(second), emb.offset(second), scale, self.similarity_fct)
-        terms = terms + own_match(emb.own(second), emb.twin.pool(first), emb.offset(first), scale, self.similarity_fct)
+        how: dict[str, Any] = {"scale": scale, "similarity": self.similarity_fct, "excluded": excluded}
+        terms = own_match(emb.twin.own(first), emb.pool(second), emb.offset(second), **how)
+        terms = terms + own_match(emb.own(second), emb.twin.pool(first), emb.offset(first), **how)
         return LossOutput.of(0.5 * emb.joint_mean(terms), scale=torch.as_tensor(scale))

@@ -226,6 +226,7 @@ sampler sees to.
   resumed with the rest, and not bounded (metric `scale`).
 - `learnable_scale = True`: false keeps the factor as it is.
 - `similarity_fct = "cosine"`: or `dot` (with scale 1), `euclidean`, `manhattan`.
+- `mask_same_text = False`: if true, equal texts of a batch are no negatives of each other.
 
 **When to use it**
 
