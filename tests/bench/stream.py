@@ -1,6 +1,7 @@
 """Peak memory of training on generated streams of different lengths: `python tests/bench/stream.py --rows 100000 10000000`.
 
-Each length is trained in a process of its own, one pass, on one thread, with a small static encoder.
+Each length is trained in a process of its own, one pass, on one thread, with a small static encoder. With `--read` the batches
+are drawn (read, checked, shuffled, cut) and not trained on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,25 @@ def resident() -> float:
     """MB held by this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
+
+
+def read(rows: int) -> None:
+    """Draw every batch of one pass and print what it took as JSON."""
+    from embedloss import create_loss
+    from embedloss.streaming import Stream, Streams, StreamSampler
+    from embedloss.training.memory import return_freed_memory
+
+    return_freed_memory()
+    stream = Stream.of(Generated(rows), create_loss("cosine_similarity").spec, "pairs+score")
+    total = rows // BATCH
+    held: list[float] = []
+    begin = time.perf_counter()
+    for number, _ in enumerate(StreamSampler(Streams({"": stream}), BATCH, total), start=1):
+        if number % max(total // 4, 1) == 0:
+            held.append(round(resident()))
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(json.dumps({"rows": rows, "steps": total, "seconds": seconds, "peak": peak, "held": held}))
 
 
 def train(rows: int, folder: str) -> None:
@@ -77,14 +97,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 10_000_000])
     parser.add_argument("--work", default="stream-bench")
+    parser.add_argument("--read", action="store_true", help="draw the batches only")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        train(args.rows[0], args.work)
+        read(args.rows[0]) if args.read else train(args.rows[0], args.work)
         return
     print("| rows | steps | seconds | peak MB | MB after each quarter |\n| --- | --- | --- | --- | --- |", flush=True)
     for rows in args.rows:
         command = [sys.executable, __file__, "--child", "--rows", str(rows), "--work", args.work]
+        command += ["--read"] if args.read else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
