@@ -70,6 +70,14 @@ class Health:
         self.first: dict[str, dict[str, float]] = {}
         self.warned: set[str] = set()
 
+    def state(self) -> dict[str, Any]:
+        """What has been counted and said so far, for a checkpoint."""
+        return {"still": self.still, "first": self.first, "warned": sorted(self.warned)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.still, self.first, self.warned = state["still"], dict(state["first"]), set(state["warned"])
+
     def check_output(self, module: Any, output: Mapping[str, Any], batch: Mapping[str, Any], step: int) -> None:
         """E207 if the loss or a term is not finite."""
         if bool(torch.isfinite(output["loss"].detach()).all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ class MetricsFile(transformers.TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what an interrupted run logged after its last checkpoint."""
+        """Forget what an interrupted run logged after the checkpoint, which holds what was logged up to it."""
         if state.is_world_process_zero and self.path.is_file():
-            kept = [entry for entry in read_metrics(self.path) if entry.get("step", 0) <= state.global_step]
-            self.path.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+            entries, history = read_metrics(self.path), state.log_history
+            before = sum(e["step"] == 0 for e in entries) - sum(e["step"] == 0 for e in history)  # logged before training
+            staged = self.path.with_suffix(".writing")
+            staged.write_text("".join(json.dumps(e) + "\n" for e in entries[: before + len(history)]), encoding="utf-8")
+            os.replace(staged, self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
         """One line an entry; a NaN is written as null."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedloss.errors import EmbedlossError, naming
 from embedloss.model_names import check_model_name
+from embedloss.training.checkpoints import last_checkpoint
 from embedloss.training.config import RunConfig
 from embedloss.training.data_config import data_sets
 
@@ -239,12 +240,6 @@ def default_chunk_tokens() -> int:
     return 16384 if torch.cuda.is_available() else 4096
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder, or None."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and p.name[11:].isdigit()]
-    return max(found, key=lambda p: int(p.name[11:]), default=None)
-
-
 def run_training(config: RunConfig, say: Say = print) -> RunResult:
     """Run one configuration from data to saved model.
 
@@ -392,7 +387,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     result.before = _before(trainer, step, out, config)
     begin = time.perf_counter()
     if config.max_steps != 0:
-        _train(trainer, out, config)
+        _train(trainer, out, config, say)
     result.seconds = time.perf_counter() - begin
     result.steps = trainer.state.global_step
     if trainer.evaluator is not None:
@@ -447,8 +442,10 @@ def _before(trainer: Any, step: Any, out: Path, config: RunConfig) -> dict[str, 
     return metrics
 
 
-def _train(trainer: Any, out: Path, config: RunConfig) -> None:
-    checkpoint = last_checkpoint(out) if config.resume else None
+def _train(trainer: Any, out: Path, config: RunConfig, say: Say) -> None:
+    checkpoint = last_checkpoint(out, lambda text: say(f"note: {text}")) if config.resume else None
+    if checkpoint is not None:
+        say(f"resume\n  from {checkpoint}")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:

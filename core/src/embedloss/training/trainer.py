@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import rotate_checkpoints
 
 from embedloss.collate import Collator, Keyed
 from embedloss.encoders import load_encoder
@@ -26,6 +29,17 @@ from embedloss.mixture import Mixture, MixtureCollator, MixtureSampler
 from embedloss.registry import create_loss
 from embedloss.samplers import EpochSampler, OwnSampler, make_sampler
 from embedloss.streaming import HandedOver, Stream, Streams, StreamSampler
+from embedloss.training.checkpoints import (
+    STAGING,
+    cannot_save,
+    facts_of,
+    fault,
+    last_checkpoint,
+    not_saved,
+    publish,
+    rotate,
+    seal,
+)
 from embedloss.training.health import Health
 from embedloss.training.per_dataset import PerDataset
 from embedloss.training.step import TrainingStep
@@ -33,7 +47,7 @@ from embedloss.training.step import TrainingStep
 LOSS_FILE = "loss.safetensors"
 TWIN_FILE = "twin.safetensors"
 STREAM_FILE = "stream.json"  # position of the streams that a run reads
-STAGING = ".saving"
+PROGRESS_FILE = "progress_{}.json"
 
 
 @dataclass
@@ -115,6 +129,7 @@ class Trainer(transformers.Trainer):
             raise EmbedlossError("E401", "a stream has no length; give max_steps.")
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._run_loss = [0.0, 0]
         self._substep = 0
         self._staging = False
         self._batch: Mapping[str, Any] = {}
@@ -209,11 +224,12 @@ class Trainer(transformers.Trainer):
         output = model(inputs)
         self._batch = inputs
         self.health.check_output(self.step_module, output, inputs, self.state.global_step + 1)
+        self._run_loss = [self._run_loss[0] + float(output["loss"].detach()), self._run_loss[1] + 1]
         terms = output["terms"] if set(output["terms"]) != {"loss"} else {}
         parts = [*terms.items(), *output["metrics"].items()]
         if "dataset" in inputs:  # each data set is averaged over its own steps
             parts = [(f"{inputs['dataset']}/{name}", value) for name, value in [("loss", output["loss"]), *parts]]
-        for name, value in parts:
+        for name, value in (*parts, ("loss", output["loss"])):
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -226,10 +242,15 @@ class Trainer(transformers.Trainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every term and metric since the last training entry, over all processes."""
+        """Add the mean of the loss, every term and metric since the last training entry, over all processes.
+
+        The means are our own, also that of the loss: they are in the checkpoints, so that a resumed run logs the same.
+        """
         if "loss" in logs and self._sums:
             logs.update(self._averages())
             self._sums, self._counts = {}, {}
+        if "train_loss" in logs and self._run_loss[1]:
+            logs["train_loss"] = self._run_loss[0] / self._run_loss[1]
         if "loss" in logs:
             spread = self.step_module.spread()
             dataset = str(self._batch.get("dataset", ""))
@@ -277,7 +298,8 @@ class Trainer(transformers.Trainer):
         """Run the evaluator on the first process; every process gets the metrics."""
         metrics: list[dict[str, float] | None] = [None]
         if self.evaluator is not None and self.is_world_process_zero():
-            metrics[0] = {f"{metric_key_prefix}_{k}": float(v) for k, v in self.evaluator(self.step_module).items()}
+            with unmoved_generators():
+                metrics[0] = {f"{metric_key_prefix}_{k}": float(v) for k, v in self.evaluator(self.step_module).items()}
         if self.args.world_size > 1:
             dist.broadcast_object_list(metrics, src=0)
         found = metrics[0] or {}
@@ -290,38 +312,106 @@ class Trainer(transformers.Trainer):
         folder: str = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING) if self._staging else folder
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from a checkpoint that is known to be whole.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or True for the newest whole one of the output folder.
+            args, kwargs: as in transformers.
+
+        Raises:
+            EmbedlossError: E403 where there is no whole checkpoint, or it is of another number of processes.
+        """
+        checkpoint: str | None = None
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(Path(self.args.output_dir), warnings.warn)
+            if found is None:
+                raise EmbedlossError("E403", f"there is no checkpoint in '{self.args.output_dir}' to resume from.")
+            checkpoint = str(found)
+        elif resume_from_checkpoint:
+            checkpoint = str(resume_from_checkpoint)
+            reason = fault(Path(checkpoint))
+            if reason is not None:
+                raise EmbedlossError("E403", f"checkpoint '{checkpoint}' is not whole: {reason}.")
+        self._read_progress(checkpoint)
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _read_progress(self, checkpoint: str | None) -> None:
+        """What the log and the health checks had counted at a checkpoint; nothing at the start of a run."""
+        self._sums, self._counts, self._run_loss, self._substep = {}, {}, [0.0, 0], 0
+        if checkpoint is None:
+            return
+        saved = int(facts_of(Path(checkpoint)).get("processes", 1))
+        if saved != self.args.world_size:
+            raise EmbedlossError(
+                "E403",
+                f"checkpoint '{checkpoint}' was saved by {saved} process(es), this run has {self.args.world_size}: the batches "
+                f"would not be the same. Start {saved} process(es).",
+            )
+        file = Path(checkpoint) / PROGRESS_FILE.format(self.args.process_index)
+        progress = json.loads(file.read_text(encoding="utf-8"))
+        self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in progress["sums"].items()}
+        self._counts, self._run_loss = progress["counts"], progress["run_loss"]
+        self.health.load_state(progress["health"])
+
+    def _write_progress(self, folder: Path) -> None:
+        progress = {
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "counts": self._counts,
+            "run_loss": self._run_loss,
+            "health": self.health.state(),
+        }
+        file = folder / PROGRESS_FILE.format(self.args.process_index)
+        file.write_text(json.dumps(progress) + "\n", encoding="utf-8")
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, STAGING) if self._staging else folder
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint beside the others and rename it when it is whole, so that a kill never leaves half of one."""
         run = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         staged = run / STAGING / name
+        if self.args.should_save:
+            shutil.rmtree(run / STAGING, ignore_errors=True)
+        self._barrier()
+        try:
+            self._stage(model, trial, run, staged)
+            self._barrier()
+            if self.args.should_save:
+                seal(staged, step=self.state.global_step, processes=self.args.world_size)
+                final = publish(staged, run)
+                best = self.state.best_model_checkpoint
+                rotate(run, self.args.save_total_limit, [final, *([Path(best)] if best else [])])
+        except Exception as exception:
+            shutil.rmtree(run / STAGING, ignore_errors=True)
+            if cannot_save(exception):
+                raise not_saved(run, name, exception) from exception
+            raise
+
+    def _stage(self, model: nn.Module, trial: Any, run: Path, staged: Path) -> None:
+        """Write a checkpoint's files to the staging folder."""
         best = self.state.best_model_checkpoint
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
+        self._write_progress(staged)
         self.state.best_model_checkpoint = best
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        if self.args.world_size > 1:
-            dist.barrier()
         if self.args.should_save:
             self.state.save_to_json(str(staged / "trainer_state.json"))
-            if (run / name).is_dir():
-                shutil.rmtree(run / name)
-            staged.rename(run / name)
-            shutil.rmtree(run / STAGING, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            dist.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         save_step(self.step_module, folder, training=folder.name.startswith("checkpoint-"))
-        torch.save(self.args, folder / "training_args.bin")
         if self._stream_sampler is not None and folder.name.startswith("checkpoint-"):
             batches = self.state.global_step * self.args.gradient_accumulation_steps
             position = json.dumps(self._stream_sampler.position(batches))
@@ -338,6 +428,16 @@ class Trainer(transformers.Trainer):
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
             load_step(self.step_module, self.state.best_model_checkpoint)
+
+
+@contextmanager
+def unmoved_generators() -> Iterator[None]:
+    """The global generators are afterwards as they were: whether, and when, a run evaluates does not change its training."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy_state)
 
 
 def save_step(step: TrainingStep, folder: str | os.PathLike[str], training: bool = False) -> None:
