@@ -135,3 +135,10 @@ def bench(session: nox.Session) -> None:
     """Speed and memory beside sentence-transformers. Arguments after --: --quick, --data FOLDER, --write FILE."""
     install(session, *DISTRIBUTIONS, extra=PEER)
     session.run("python", "tests/bench/run.py", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill runs with SIGKILL at random points, resume them, compare. Arguments after --: --seed N, --kinds NAMES, --short."""
+    install(session, *DISTRIBUTIONS)
+    session.run("python", "tests/chaos.py", *session.posargs)

@@ -27,9 +27,7 @@ from typing import Any
 
 STEPS = 22
 SAVE = 4
-WORDS = (
-    "river train bread cat sugar matrix window paris cold light spring vote water gzip dog order city plant yeast sun".split()
-)
+WORDS = "river train bread cat sugar matrix window paris cold light spring vote water gzip dog order city plant yeast sun"
 TIMES = ("runtime", "per_second", "total_flos")  # of the log, what a clock or the number of starts decides
 
 
@@ -54,6 +52,16 @@ KINDS = {
         "contrastive_tension_in_batch_negatives()",
         {"data": "texts.jsonl", "recompute": True, "chunk_tokens": 60, "gradient_accumulation": 2, "scheduler": "cosine"},
     ),
+    "several data sets": Kind(
+        "",
+        {
+            "data": {
+                "classes": {"path": "classes.jsonl", "loss": "softmax()", "weight": 2.0},
+                "vectors": {"path": "vectors.jsonl", "loss": "embed_distill(projection_dim=12)", "weight": 1.0},
+            },
+            "mix": "weights",
+        },
+    ),
     "two processes": Kind("embed_distill(projection_dim=12)", {"data": "vectors.jsonl", "gather": True}, 2),
 }
 
@@ -63,7 +71,7 @@ def write_data(folder: Path) -> None:
     rng = random.Random(0)
 
     def text() -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
+        return " ".join(rng.choices(WORDS.split(), k=rng.randint(2, 9)))
 
     rows = {
         "classes.jsonl": [{"first": text(), "second": text(), "label": rng.randrange(3)} for _ in range(45)],
@@ -202,9 +210,10 @@ class Session:
             "model": str(self.folder / "model"), "loss": kind.loss, "out": str(out), "max_steps": STEPS, "batch_size": 8,
             "learning_rate": 1e-3, "logging_steps": 3, "save_steps": SAVE, "save_total_limit": 2, "seed": 5, **kind.settings,
         }  # fmt: skip
-        for key in ("data", "eval_data"):
-            if key in settings:
-                settings[key] = str(self.folder / settings[key])
+        if isinstance(settings["data"], str):
+            settings["data"] = str(self.folder / settings["data"])
+        else:
+            settings["data"] = {k: {**v, "path": str(self.folder / v["path"])} for k, v in settings["data"].items()}
         if settings.get("eval_steps"):
             settings["eval_data"] = settings["data"]
         return settings

@@ -37,6 +37,19 @@ def plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, files
 
 
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """`--recompute auto` as `--set recompute=auto`: a switch that may have a value is more than the parser knows."""
+    made: list[str] = []
+    for argument in arguments:
+        if made and made[-1] == "--recompute" and argument in ("auto", "true", "false"):
+            made[-1:] = ["--set", f"recompute={argument}"]
+        elif argument.startswith("--recompute="):
+            made += ["--set", argument[2:]]
+        else:
+            made.append(argument)
+    return made
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
     from embedloss_cli import app, train_command
@@ -51,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         train_command.PLUGIN_FILES[:] = files
         command = typer.main.get_command(app.build_app())
         with contextlib.ExitStack():
-            result = command.main(args=rest, prog_name="embedloss", standalone_mode=True)
+            result = command.main(args=with_values(rest), prog_name="embedloss", standalone_mode=True)
         return result if isinstance(result, int) else 0
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1

@@ -104,7 +104,11 @@ def train(
         int | None, typer.Option(metavar="N", help="Padded tokens a forward pass holds.", rich_help_panel=BATCH)
     ] = None,
     recompute: Annotated[
-        bool | None, typer.Option("--recompute", help="Less memory: one chunk's activations at a time.", rich_help_panel=BATCH)
+        bool | None,
+        typer.Option("--recompute", help="Less memory: one chunk's activations. Or: --recompute auto.", rich_help_panel=BATCH),
+    ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What --recompute auto may use, as 4GB.", rich_help_panel=BATCH)
     ] = None,
     gather: Annotated[
         bool | None, typer.Option("--gather", help="In-batch candidates of all processes.", rich_help_panel=BATCH)

@@ -437,6 +437,7 @@ def _read_folder(path: Path, split: str | None) -> datasets.Dataset:
     import datasets
     import pyarrow
 
+    _check_inside(path)
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as exception:
@@ -444,6 +445,22 @@ def _read_folder(path: Path, split: str | None) -> datasets.Dataset:
             "E103", f"the data set in folder '{path}' is damaged: {_shown(str(exception), 200)}"
         ) from exception
     return _pick_split(loaded, str(path), split)
+
+
+def _check_inside(path: Path) -> None:
+    """E103 where a saved data set names files outside of its folder: it would read what is not part of it."""
+    for file in (*path.glob("state.json"), *path.glob("*/state.json"), *path.glob("dataset_dict.json")):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # said where it is read
+        if not isinstance(found, dict):
+            continue
+        files = found.get("_data_files") or []
+        names = [str(f.get("filename", "")) for f in files if isinstance(f, dict)] + [str(s) for s in found.get("splits") or []]
+        for name in names:
+            if ".." in name.replace("\\", "/").split("/") or name.startswith(("/", "\\")):
+                raise EmbedlossError("E103", f"'{file}' names '{name}', which is outside of the data set's folder.")
 
 
 def _pick_split(loaded: Any, source: str, split: str | None) -> datasets.Dataset:

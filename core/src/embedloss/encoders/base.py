@@ -154,6 +154,36 @@ def plan_chunks(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]]:
     return chunks
 
 
+def smaller_chunks(chunks: list[dict[str, Tensor]], chunk_tokens: int, padding: int) -> list[dict[str, Tensor]]:
+    """The same texts in chunks of at most `chunk_tokens`, in the same order: as if they had been cut so from the start.
+
+    Args:
+        chunks: of `plan_chunks`, padded on the right.
+        chunk_tokens: as in `plan_chunks`.
+        padding: the token id of padding.
+    """
+    if any(chunk["input_ids"].ndim != 2 for chunk in chunks):
+        return chunks  # a static encoder's texts have no padding and are one lookup
+    longest = max(chunk["input_ids"].shape[1] for chunk in chunks)
+    joined = {
+        name: torch.cat(
+            [
+                nn.functional.pad(c[name], (0, longest - c[name].shape[1]), value=padding if name == "input_ids" else 0)
+                if c[name].ndim == 2
+                else c[name]
+                for c in chunks
+            ]
+        )
+        for name in chunks[0]
+    }
+    lengths = joined["attention_mask"].sum(1).tolist()
+    made = []
+    for texts in plan_chunks(lengths, chunk_tokens):
+        width = max(lengths[i] for i in texts)
+        made.append({name: value[texts][:, :width] if value.ndim == 2 else value[texts] for name, value in joined.items()})
+    return made
+
+
 def encode_chunks(
     encoder: nn.Module, chunks: list[dict[str, Tensor]], order: Tensor, *, recompute: bool = False, layers: bool = False
 ) -> Any:

@@ -98,7 +98,18 @@ def read_modules(folder: Path) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "type" in e for e in entries):
         raise EmbedlossError("E301", f"{folder / 'modules.json'} is damaged: it should list modules with a 'type' each.")
+    for entry in entries:
+        check_inside(str(entry.get("path", "")), folder / "modules.json")
+        if not isinstance(entry.get("idx", 0), int):
+            raise EmbedlossError("E301", f"{folder / 'modules.json'} is damaged: 'idx' should be a number.")
     return sorted(entries, key=lambda e: int(e.get("idx", 0)))
+
+
+def check_inside(name: str, file: Path) -> None:
+    """E301 for a path in a model's file that leads out of the model's folder: absolute, or through '..'."""
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or name.startswith(("/", "\\", "~")) or ":" in parts[0]:
+        raise EmbedlossError("E301", f"{file} names '{name}', which is outside of the model's folder.")
 
 
 def write_modules(folder: Path, first: str, first_path: str, after: nn.ModuleList) -> None:

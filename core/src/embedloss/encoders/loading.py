@@ -14,7 +14,16 @@ from torch import nn
 from embedloss.encoders.base import Encoder
 from embedloss.encoders.bi import BiEncoder, text_config
 from embedloss.encoders.cross import CrossEncoder, PairProcessor
-from embedloss.encoders.folder import SETTINGS, module_name, one_line, read_after, read_modules, read_object, read_weights
+from embedloss.encoders.folder import (
+    SETTINGS,
+    check_inside,
+    module_name,
+    one_line,
+    read_after,
+    read_modules,
+    read_object,
+    read_weights,
+)
 from embedloss.encoders.modules import Normalize, Pooling
 from embedloss.encoders.static import StaticEncoder
 from embedloss.encoders.text import UNLIMITED, StaticProcessor, TextProcessor, pad_id
@@ -268,6 +277,9 @@ def load_transformer(folder: Path, options: dict[str, Any], auto: str = "AutoMod
 
     if not (folder / "config.json").is_file():
         raise EmbedlossError("E301", f"{folder} holds no model: there is neither modules.json nor config.json.")
+    for index in folder.glob("*.index.json"):  # of weights in several files
+        for name in read_object(index).get("weight_map", {}).values():
+            check_inside(str(name), index)
     kind = str(read_object(folder / "config.json").get("model_type", ""))
     if auto == "AutoModel" and "t5" in kind:  # half of an encoder-decoder model
         auto = "AutoModelForTextEncoding"

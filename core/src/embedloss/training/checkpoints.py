@@ -37,7 +37,7 @@ def seal(folder: Path, **facts: Any) -> None:
         facts: kept beside the list, see `facts_of`.
     """
     sizes = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CONTENTS):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
         sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
@@ -133,7 +133,16 @@ def cannot_save(exception: BaseException) -> bool:
     if isinstance(exception, OSError):
         return True
     text = str(exception)
-    words = ("PytorchStreamWriter", "I/O error", "IoError", "os error", "No space left", "File too large", "iostream error")
+    words = (
+        "PytorchStreamWriter",
+        "inline_container",
+        "I/O error",
+        "IoError",
+        "os error",
+        "No space left",
+        "File too large",
+        "iostream error",
+    )
     return any(word in text for word in words)
 
 
@@ -141,7 +150,8 @@ def not_saved(run: Path, name: str, exception: BaseException) -> EmbedlossError:
     """E402 for a checkpoint that could not be written; says what is left and what to do."""
     kept = last_checkpoint(run)
     free = shutil.disk_usage(run if run.is_dir() else run.parent).free
-    reason = getattr(exception, "strerror", None) or str(exception).strip().splitlines()[0]
+    words = "the disk is full" if free < 2**20 else str(exception).strip().splitlines()[0]  # torch's words name its own files
+    reason = getattr(exception, "strerror", None) or words
     left = f"The last whole checkpoint is {kept.name}" if kept is not None else "There is no whole checkpoint yet"
     repair = "the same command with --resume goes on from it" if kept is not None else "start again with --overwrite"
     return EmbedlossError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -57,7 +58,9 @@ class RunConfig:
         max_grad_norm: clip gradients to this norm; 0 does not clip.
         precision: "float32", "bfloat16" or "float16" (autocast).
         chunk_tokens: padded tokens a forward pass holds; by default 16,384 on a GPU and 4,096 on a CPU.
-        recompute: keep the activations of one chunk only, and compute the others again in the backward pass.
+        recompute: keep the activations of one chunk only, and compute the others again in the backward pass; "auto" does so
+            where a step does not fit in memory, with the largest chunk that fits.
+        memory_limit: what "auto" may use, such as "4GB"; by default the memory that is free.
         gather: use the texts of all processes as in-batch candidates.
         cache_guide: compute the embeddings of frozen guides once, and read them from a file in later epochs and runs.
         workers: data-loader processes that tokenise.
@@ -103,7 +106,8 @@ class RunConfig:
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     chunk_tokens: int | None = None
-    recompute: bool = False
+    recompute: bool | Literal["auto"] = False
+    memory_limit: str | None = None
     gather: bool = False
     cache_guide: bool = False
     workers: int = 0
@@ -127,6 +131,12 @@ class RunConfig:
         mixing = self.mix != "auto" or self.mix_temperature is not None or self.stop != "first-exhausted"
         if isinstance(self.data, str) and mixing:
             faults.append("'mix', 'mix_temperature' and 'stop' are for several data sets; type --data NAME=PATH for each")
+        if self.memory_limit is not None and not re.fullmatch(
+            r"\s*\d*[1-9]\d*(\.\d+)?\s*[kmgtKMGT]?[iI]?[bB]?\s*", self.memory_limit
+        ):
+            faults.append(f"'memory_limit' must be a size such as 4GB or 800MB, got '{self.memory_limit}'")
+        if self.memory_limit is not None and self.recompute != "auto":
+            faults.append("'memory_limit' is for --recompute auto")
         positive = ("batch_size", "gradient_accumulation", "logging_steps", "save_total_limit", "max_length", "chunk_tokens")
         for key in positive:
             value = getattr(self, key)
@@ -201,7 +211,9 @@ def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
     if kind in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
             return None
-        return coerce(value, next(o for o in options if o is not type(None)), key, where)
+        kinds = [o for o in options if o is not type(None)]
+        words = [o for o in kinds if typing.get_origin(o) is Literal and value in typing.get_args(o)]
+        return coerce(value, (words or kinds)[0], key, where)
     if kind is Literal:
         if value in options:
             return value

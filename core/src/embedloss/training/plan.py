@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from embedloss.collate import Keyed
 from embedloss.mixture import MixtureSampler
 from embedloss.streaming import Position, StreamSampler
-from embedloss.training.config import RunConfig
+from embedloss.training.config import RunConfig, read_yaml
+from embedloss.training.fit import choose
+from embedloss.training.memory import estimate, parse_size
 from embedloss.training.report import table
 
 
@@ -67,6 +73,63 @@ def _streams(sampler: StreamSampler, trainer: Any, collator: Any, config: RunCon
     return lines
 
 
+def first_batches(trainer: Any, collator: Any, config: RunConfig) -> list[dict[str, Any]]:
+    """The first batch of every data set."""
+    sampler = trainer.sampler()
+    if isinstance(sampler, StreamSampler):
+        size, made = config.batch_size, []
+        for name, part in sampler.streams.parts.items():
+            rows, _ = next(part.batches(Position(), size, sampler.seed))
+            made.append((collator.collators[name] if name else collator)(rows))
+        return made
+    if not isinstance(sampler, MixtureSampler):
+        return [collator(Keyed(trainer.train_dataset).__getitems__(next(iter(sampler))))]
+    parts = trainer.train_dataset.parts
+    return [
+        collator.collators[name](Keyed(parts[name].rows).__getitems__(next(iter(own))))
+        for name, own in sampler.samplers.items()
+    ]
+
+
+def fit_memory(trainer: Any, collator: Any, config: RunConfig, say: Any) -> RunConfig:
+    """With `recompute: auto`, choose whether to recompute and the chunk; a resumed run keeps what its first start chose.
+
+    Returns:
+        The settings with the choice in them, which are those that the run folder keeps.
+    """
+    if config.recompute != "auto":
+        return config
+    step = trainer.step_module
+    kept = Path(config.out) / "run.yaml"
+    if config.resume and kept.is_file():
+        saved = read_yaml(str(kept))
+        recompute, tokens = bool(saved.get("recompute")), saved.get("chunk_tokens")
+        say(f"memory\n  as at the first start: recompute {'on' if recompute else 'off'}")
+    else:
+        limit = parse_size(config.memory_limit) if config.memory_limit else None
+        batch = max(first_batches(trainer, collator, config), key=lambda b: sum(c["input_ids"].numel() for c in b["chunks"]))
+        recompute, tokens, found, room = choose(step, batch, limit)
+        tokens = min(tokens, collator_tokens(collator)) if tokens is not None else config.chunk_tokens
+        if trainer.args.world_size > 1:  # the same on every process
+            choices: list[Any] = [None] * trainer.args.world_size
+            dist.all_gather_object(choices, (recompute, tokens))
+            recompute = any(r for r, _ in choices)
+            tokens = min((t for _, t in choices if t is not None), default=None)
+        plain = found.step(False) / 2**20
+        how = f"recompute with chunks of {tokens:,} tokens" if recompute else "no recompute"
+        say(f"memory\n  {room / 2**20:,.0f} MiB to use, a plain step takes about {plain:,.0f} MiB: {how}")
+    step.recompute = recompute or step.requirements.recompute
+    if tokens is not None:
+        for part in getattr(collator, "collators", {"": collator}).values():
+            part.chunk_tokens = tokens
+    return replace(config, recompute=recompute, chunk_tokens=tokens, memory_limit=None)
+
+
+def collator_tokens(collator: Any) -> int:
+    """Tokens of a chunk, the most of any data set."""
+    return max(part.chunk_tokens for part in getattr(collator, "collators", {"": collator}).values())
+
+
 def _mixture(sampler: MixtureSampler, processes: int, steps: int) -> list[str]:
     header = ["data set", "rows", "a batch", "batches", "an epoch", "share", "sampler"]
     return [
@@ -93,6 +156,11 @@ def _first_batch(trainer: Any, collator: Any, config: RunConfig, batch: dict[str
         lines.append(f"first batch: {texts} texts in one lookup")
     again = max(forwards - 1, 0) if trainer.step_module.recompute else 0
     lines.append(f"forwards a step: {forwards}" + (f" and {again} again in the backward pass (recompute)" if again else ""))
+    found = estimate(trainer.step_module, batch)
+    lines.append(
+        f"estimated memory: {found.step(trainer.step_module.recompute) / 2**20:,.0f} MiB "
+        f"({found.fixed / 2**20:,.0f} MiB weights, gradients and optimizer)"
+    )
     if spec.scope == "batch" and "positive" in batch.get("layout", {}):
         documents = sum(end - begin for role, (begin, end) in batch["layout"].items() if role != "anchor")
         joint = documents * (processes if config.gather else 1)

@@ -292,7 +292,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     step = TrainingStep(
         encoder,
         loss,
-        recompute=config.recompute,
+        recompute=config.recompute is True,
         gather=config.gather,
         guides=dict.fromkeys(guides) if caches else guides,
         seed=config.seed,
@@ -371,8 +371,9 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         callbacks=[report.MetricsFile(out / METRICS_FILE), report.Progress()],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    from embedloss.training.plan import batch_plan
+    from embedloss.training.plan import batch_plan, fit_memory
 
+    config = fit_memory(trainer, collator, config, say)
     say("batch plan\n" + _indent(batch_plan(trainer, collator, config)))
     say("configuration\n" + _indent(config.to_yaml().rstrip()))
     if arguments.process_index == 0:

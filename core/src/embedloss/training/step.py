@@ -18,6 +18,9 @@ from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements
 from embedloss.training.health import probe
 from embedloss.training.per_dataset import PerDataset
+from embedloss.training.scales import mismatch
+
+FIRST_STEPS = 3  # in which labels are compared with what the model can give
 
 
 class TrainingStep(nn.Module):
@@ -76,12 +79,16 @@ class TrainingStep(nn.Module):
                 guide.eval().requires_grad_(False)
         self.step = 0
         self._last: list[Tensor] = []
+        self.scale_note: str | None = None
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """One batch of the collator -> {"loss": scalar, "terms": {...}, "metrics": {...}}."""
         labels = batch.get("label")
         inputs = self.scores(batch) if self.encoder.kind == "cross-encoder" else self.embed(batch)
-        output: LossOutput = self.part(batch)[0](inputs, labels)
+        loss = self.part(batch)[0]
+        output: LossOutput = loss(inputs, labels)
+        if self.step < FIRST_STEPS and labels is not None:
+            self.scale_note = mismatch(loss, inputs, labels)
         if isinstance(inputs, Embeddings):  # without graph: keeping it would keep the activations
             self._last = [inputs.own(role).detach() for role in inputs.roles if inputs.single(role)][:2]
         return {"loss": output.total, "terms": dict(output.terms), "metrics": dict(output.metrics)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import warnings
@@ -40,6 +41,7 @@ from embedloss.training.checkpoints import (
     rotate,
     seal,
 )
+from embedloss.training.fit import Fit
 from embedloss.training.health import Health
 from embedloss.training.per_dataset import PerDataset
 from embedloss.training.step import TrainingStep
@@ -133,6 +135,7 @@ class Trainer(transformers.Trainer):
         self._substep = 0
         self._staging = False
         self._batch: Mapping[str, Any] = {}
+        self.fit = Fit(self)
         self.health = Health(Path(args.output_dir), collator.source)
         self.optimizer: Any = None
         self.control: Any = None
@@ -149,6 +152,9 @@ class Trainer(transformers.Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        if not self.args.max_grad_norm:  # so that the norm is computed, and looked at, where it is not clipped
+            self.args.max_grad_norm = float("inf")
+        self.health.check_start(self.step_module)
         self._check_agreement()
 
     def _check_agreement(self) -> None:
@@ -214,8 +220,12 @@ class Trainer(transformers.Trainer):
         module = self.step_module
         module.step = self.state.global_step * self.args.gradient_accumulation_steps + self._substep
         self._substep = 0 if self.accelerator.sync_gradients else self._substep + 1
-        result: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return result
+
+        def run(batch: dict[str, Any]) -> Tensor:
+            result: Tensor = super(Trainer, self).training_step(model, batch, num_items_in_batch)
+            return result
+
+        return self.fit.step(run, inputs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -223,6 +233,7 @@ class Trainer(transformers.Trainer):
         """The loss of a batch; its terms and metrics are averaged until the next log entry."""
         output = model(inputs)
         self._batch = inputs
+        self.health.check_scale(self.step_module.scale_note)
         self.health.check_output(self.step_module, output, inputs, self.state.global_step + 1)
         self._run_loss = [self._run_loss[0] + float(output["loss"].detach()), self._run_loss[1] + 1]
         terms = output["terms"] if set(output["terms"]) != {"loss"} else {}
@@ -238,6 +249,9 @@ class Trainer(transformers.Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         value = float(norm) if norm is not None else 0.0
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and self.health.check_overflow(value, float(scaler.get_scale())):
+            return norm
         self.health.check_gradient(self.step_module, value, self._batch, self.state.global_step + 1)
         return norm
 
@@ -353,6 +367,7 @@ class Trainer(transformers.Trainer):
         self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in progress["sums"].items()}
         self._counts, self._run_loss = progress["counts"], progress["run_loss"]
         self.health.load_state(progress["health"])
+        self.fit.chunk_tokens = progress["chunk_tokens"]
 
     def _write_progress(self, folder: Path) -> None:
         progress = {
@@ -360,6 +375,7 @@ class Trainer(transformers.Trainer):
             "counts": self._counts,
             "run_loss": self._run_loss,
             "health": self.health.state(),
+            "chunk_tokens": self.fit.chunk_tokens,
         }
         file = folder / PROGRESS_FILE.format(self.args.process_index)
         file.write_text(json.dumps(progress) + "\n", encoding="utf-8")
@@ -417,6 +433,18 @@ class Trainer(transformers.Trainer):
             position = json.dumps(self._stream_sampler.position(batches))
             (folder / STREAM_FILE).write_text(position, encoding="utf-8")
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refuse_pickles(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with refuse_pickles(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with refuse_pickles(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_step(self.step_module, resume_from_checkpoint)
         if isinstance(self.train_dataset, Streams):
@@ -431,13 +459,24 @@ class Trainer(transformers.Trainer):
 
 
 @contextmanager
+def refuse_pickles(checkpoint: str | None) -> Iterator[None]:
+    """E403 for a file of a checkpoint that holds more than tensors and plain values; nothing of it has been run."""
+    try:
+        yield
+    except pickle.UnpicklingError as exception:
+        reason = str(exception).splitlines()[0]
+        message = f"a file in '{checkpoint}' is damaged, or would run code when read: {reason}"
+        raise EmbedlossError("E403", message) from exception
+
+
+@contextmanager
 def unmoved_generators() -> Iterator[None]:
     """The global generators are afterwards as they were: whether, and when, a run evaluates does not change its training."""
-    python, numpy_state = random.getstate(), np.random.get_state()
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  what libraries draw from
     with torch.random.fork_rng():
         yield
     random.setstate(python)
-    np.random.set_state(numpy_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def save_step(step: TrainingStep, folder: str | os.PathLike[str], training: bool = False) -> None:

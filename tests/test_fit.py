@@ -1,0 +1,159 @@
+"""Memory: chunks cut anew, real failures of allocation, the choice of a chunk, and what the batch plan says."""
+
+import resource
+import warnings
+
+import datasets
+import psutil
+import pytest
+import torch
+
+from embedloss import EmbedlossError, create_loss, load_encoder
+from embedloss.collate import Collator, Keyed
+from embedloss.encoders.base import smaller_chunks
+from embedloss.encoders.text import pad_id
+from embedloss.testing.models import SENTENCES, tiny_bert
+from embedloss.training import RunConfig, Trainer, TrainingArguments, TrainingStep, run_training
+from embedloss.training.fit import MARGIN, choose
+from embedloss.training.memory import Saved, estimate, out_of_memory, parse_size
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_bert(folder, layers=2, hidden=64, heads=2)
+    return str(folder)
+
+
+def pairs(count):
+    rows = [{"anchor": f"{SENTENCES[i % 17]} {i}", "positive": " ".join(SENTENCES[: 1 + i % 4])} for i in range(count)]
+    return datasets.Dataset.from_list(rows)
+
+
+def make(model, out, *, chunk_tokens, rows=160, recompute=True, steps=2):
+    torch.manual_seed(0)
+    encoder = load_encoder(model)
+    step = TrainingStep(encoder, create_loss("mnrl"), recompute=recompute, seed=3)
+    arguments = TrainingArguments(
+        output_dir=str(out), max_steps=steps, per_device_train_batch_size=rows, save_strategy="no", logging_steps=1,
+        learning_rate=1e-3, report_to="none", disable_tqdm=True, seed=3, use_cpu=True, batch_sampler="random",
+    )  # fmt: skip
+    collator = Collator(encoder.processor, step.loss, "pairs", chunk_tokens)
+    return Trainer(step, arguments, train_dataset=pairs(rows), collator=collator)
+
+
+def test_chunks_cut_anew_are_those_of_a_smaller_limit(model):
+    encoder, loss = load_encoder(model), create_loss("mnrl")
+    rows = Keyed(pairs(40)).__getitems__(list(range(40)))
+    large, small = (Collator(encoder.processor, loss, "pairs", limit)(rows) for limit in (2000, 150))
+    assert len(small["chunks"]) > len(large["chunks"]) >= 2
+    made = smaller_chunks(large["chunks"], 150, pad_id(encoder.processor.tokenizer))
+    assert torch.equal(small["order"], large["order"])
+    assert len(made) == len(small["chunks"])
+    for one, two in zip(made, small["chunks"], strict=True):
+        assert set(one) == set(two)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_step_for_which_memory_runs_out_is_repeated_with_smaller_chunks(model, tmp_path):
+    trainer = make(model, tmp_path / "a", chunk_tokens=2**20)
+    trainer.train()  # the allocator's and the optimizer's first blocks
+    trainer = make(model, tmp_path / "b", chunk_tokens=2**20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with Saved(trainer.step_module.parameters()) as saved:
+        batch = trainer.data_collator(Keyed(trainer.train_dataset).__getitems__(list(range(160))))
+        trainer.step_module.train()(batch)
+    assert saved.bytes > 40 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + saved.bytes // 2, hard))
+    try:
+        with pytest.warns(UserWarning, match=r"memory ran out at step 1 .* chunks of [\d,]+ tokens"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert trainer.state.global_step == 2
+    tokens = trainer.fit.chunk_tokens
+    expected = make(model, tmp_path / "c", chunk_tokens=tokens)
+    expected.train()
+    assert expected.fit.chunk_tokens is None
+    found = trainer.step_module.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.step_module.state_dict().items())
+    start = load_encoder(model).state_dict()
+    assert any(not torch.equal(start[name], value) for name, value in trainer.step_module.encoder.state_dict().items())
+
+
+def test_without_recompute_the_error_says_what_to_type(model, tmp_path):
+    trainer = make(model, tmp_path / "a", chunk_tokens=2**20, recompute=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**23, hard))
+    try:
+        with pytest.raises(EmbedlossError, match=r"memory ran out at step 1 .*Type --recompute auto, or a smaller"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_only_a_failed_allocation_is_one():
+    assert out_of_memory(torch.OutOfMemoryError("x"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert out_of_memory(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) + torch.ones(3)
+    assert not out_of_memory(caught.value)
+
+
+def test_the_estimate_is_near_what_is_counted(model):
+    step = make(model, "unused", chunk_tokens=400, recompute=False).step_module
+    batch = Collator(step.encoder.processor, step.loss, "pairs", 400)(Keyed(pairs(60)).__getitems__(list(range(60))))
+    found = estimate(step, batch)
+    with Saved([*step.parameters(), *step.buffers()]) as saved:
+        step.train()(batch)
+    assert 0.7 < (found.step(False) - found.fixed) / saved.bytes < 1.4
+    assert found.fixed == 4 * sum(p.numel() * 4 for p in step.parameters())
+
+
+def test_the_largest_chunk_that_fits_is_chosen(model):
+    step = make(model, "unused", chunk_tokens=10**6).step_module
+    batch = Collator(step.encoder.processor, step.loss, "pairs", 10**6)(Keyed(pairs(60)).__getitems__(list(range(60))))
+    found = estimate(step, batch)
+    assert choose(step, batch, int(found.step(False) / MARGIN) + 1)[:2] == (False, None)
+    limit = int((found.fixed + found.outputs + 1000 * found.token) / MARGIN)
+    assert choose(step, batch, limit)[:2] == (True, 512)
+    with pytest.raises(EmbedlossError, match="a step does not fit in"):
+        choose(step, batch, found.fixed // 2)
+
+
+def test_recompute_auto_says_what_it_chose_and_the_run_keeps_it(model, tmp_path):
+    pairs(64).to_json(tmp_path / "pairs.jsonl")
+    settings = {
+        "model": model, "data": str(tmp_path / "pairs.jsonl"), "loss": "mnrl", "out": str(tmp_path / "run"), "batch_size": 32,
+        "max_steps": 2, "save_steps": 1, "recompute": "auto",
+    }  # fmt: skip
+    said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_training(RunConfig(**settings, memory_limit="6MB"), say=said.append)
+    text = "\n".join(said)
+    assert "MiB to use, a plain step takes about" in text
+    assert "recompute with chunks of" in text
+    assert "estimated memory: " in text
+    assert "again in the backward pass (recompute)" in text
+    said.clear()
+    run_training(RunConfig(**{**settings, "max_steps": 3}, resume=True), say=said.append)
+    assert "as at the first start: recompute on" in "\n".join(said)
+    said.clear()
+    run_training(RunConfig(**{**settings, "out": str(tmp_path / "other")}), say=said.append)
+    assert "no recompute" in "\n".join(said)
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 2**30), ("800 MiB", 800 * 2**20), ("1.5k", 1536), ("77", 77)])
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-3GB", "0", "4 apples"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ValueError, match="must be a size such as"):
+        parse_size(text)
+    with pytest.raises(EmbedlossError, match="memory_limit' must be a size"):
+        RunConfig(model="m", data="d", loss="mnrl", out="o", recompute="auto", memory_limit=text).validate()
