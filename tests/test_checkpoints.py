@@ -154,6 +154,12 @@ def test_another_number_of_processes_is_refused(inputs, run):
         run_training(settings(inputs, run, max_steps=8, resume=True), say=lambda text: None)
 
 
+def test_other_settings_are_refused(inputs, run):
+    with pytest.raises(EmbedlossError, match="batch_size was 8, is 4; seed was 42, is 1") as caught:
+        run_training(settings(inputs, run, max_steps=8, resume=True, batch_size=4, seed=1), say=lambda text: None)
+    assert caught.value.code == "E403"
+
+
 def test_killed_runs_of_every_kind_end_as_undisturbed_ones():
     script = Path(__file__).parent / "chaos.py"
     done = subprocess.run([sys.executable, str(script), "--short", "--seed", "3"], capture_output=True, text=True, timeout=220)

@@ -171,7 +171,8 @@ class Failures:
                 "ours": "softmax", "peer": lambda m: st.SoftmaxLoss(m, 16, 3), "frozen": True,
             }),
             ("a teacher's margins of 30, cosines here", {
-                "rows": teacher, "ours": "margin_mse", "peer": lambda m: st.MarginMSELoss(m, similarity_fct=st_cosine()),
+                "rows": teacher, "ours": "margin_mse(similarity_fct='cosine')",
+                "peer": lambda m: st.MarginMSELoss(m, similarity_fct=st_cosine()),
             }),
             ("a teacher's vectors of length 20, the model's of 1", {
                 "rows": vectors, "ours": "mse", "peer": st.MSELoss, "model": "unit",

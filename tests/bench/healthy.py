@@ -53,9 +53,9 @@ def watch(name: str, steps: int, rows: int = 16) -> tuple[list[str], float]:
         warnings.simplefilter("always")
         for step in range(1, steps + 1):
             batch = related(case.batch(rows, width, seed=step, step=step).to(torch.float32))
-            leaves = {
-                n: t @ weight if t.shape[-1] == width and not n.startswith("guide") else t for n, t in batch.texts.items()
-            }
+            # Scores are those of a cross-encoder of one weight.
+            leaves = {n: t * weight[0, 0] if n == "scores" else t for n, t in batch.texts.items()}
+            leaves |= {n: t @ weight for n, t in leaves.items() if n != "scores" and not n.startswith("guide")}
             inputs = batch.build(leaves)
             output = loss(inputs, batch.labels)
             if step <= 3 and batch.labels is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from embedloss.errors import EmbedlossError, naming
 from embedloss.model_names import check_model_name
 from embedloss.training.checkpoints import last_checkpoint
-from embedloss.training.config import RunConfig
+from embedloss.training.config import RunConfig, read_yaml
 from embedloss.training.data_config import data_sets
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
 MANIFEST_FILE = "manifest.json"
+SAME_ON_RESUME = (
+    *("model", "data", "loss", "map", "drop", "scale_labels", "kind", "max_length", "batch_size", "sampler", "seed"),
+    *("gradient_accumulation", "gather", "mix", "mix_temperature", "stop"),
+)
 
 
 @dataclass
@@ -132,9 +136,26 @@ def _check_folder(config: RunConfig) -> None:
         )
     if config.resume and last_checkpoint(out) is None:
         raise EmbedlossError("E403", f"there is no checkpoint in '{out}' to resume from. Leave out --resume to start anew.")
+    if config.resume:
+        _check_settings(config, out / CONFIG_FILE)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise EmbedlossError("E402", f"no permission to write in '{parent}'.")
+
+
+def _check_settings(config: RunConfig, file: Path) -> None:
+    """E403 where a run is resumed with settings that would train on other batches, or another loss, than it began with."""
+    if not file.is_file():
+        return
+    saved = RunConfig.from_mapping(read_yaml(str(file)), f"'{file}'")
+    pairs = [(key, getattr(saved, key), getattr(config, key)) for key in SAME_ON_RESUME]
+    changed = [f"{key} was {before}, is {now}" for key, before, now in pairs if before != now]
+    if changed:
+        raise EmbedlossError(
+            "E403",
+            f"the checkpoint in '{config.out}' belongs to a run with other settings: {'; '.join(changed)}. "
+            "Type the same settings, or --overwrite to start anew.",
+        )
 
 
 def _static_arguments(text: str) -> dict[str, int]:
