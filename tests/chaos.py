@@ -62,6 +62,7 @@ KINDS = {
             "mix": "weights",
         },
     ),
+    "streaming": Kind("embed_distill(projection_dim=12)", {"data": "vectors.jsonl", "streaming": True, "shuffle_buffer": 20}),
     "two processes": Kind("embed_distill(projection_dim=12)", {"data": "vectors.jsonl", "gather": True}, 2),
 }
 
@@ -307,7 +308,7 @@ def differences(whole: Path, broken: Path) -> list[str]:
             same = equal(*(clean(json.loads(file.read_text(encoding="utf-8"))) for file in (one, two)))
         elif name.endswith("metrics.jsonl"):
             same = equal(*(clean(read_metrics(file)) for file in (one, two)))
-        elif "progress_" in name:
+        elif "progress_" in name or name.endswith("stream.json"):
             same = one.read_bytes() == two.read_bytes()
         else:
             continue

@@ -29,7 +29,7 @@ CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl"
 MANIFEST_FILE = "manifest.json"
 SAME_ON_RESUME = (
     *("model", "data", "loss", "map", "drop", "scale_labels", "kind", "max_length", "batch_size", "sampler", "seed"),
-    *("gradient_accumulation", "gather", "mix", "mix_temperature", "stop"),
+    *("gradient_accumulation", "gather", "mix", "mix_temperature", "stop", "streaming", "shuffle_buffer"),
 )
 
 
