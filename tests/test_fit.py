@@ -55,32 +55,6 @@ def test_chunks_cut_anew_are_those_of_a_smaller_limit(model):
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_step_for_which_memory_runs_out_is_repeated_with_smaller_chunks(model, tmp_path):
-    trainer = make(model, tmp_path / "a", chunk_tokens=2**20)
-    trainer.train()  # the allocator's and the optimizer's first blocks
-    trainer = make(model, tmp_path / "b", chunk_tokens=2**20)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with Saved(trainer.step_module.parameters()) as saved:
-        batch = trainer.data_collator(Keyed(trainer.train_dataset).__getitems__(list(range(400))))
-        trainer.step_module.train()(batch)
-    assert saved.bytes > 40 * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + saved.bytes // 2, hard))
-    try:
-        with pytest.warns(UserWarning, match=r"memory ran out at step 1 .* chunks of [\d,]+ tokens"):
-            trainer.train()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert trainer.state.global_step == 2
-    tokens = trainer.fit.chunk_tokens
-    expected = make(model, tmp_path / "c", chunk_tokens=tokens)
-    expected.train()
-    assert expected.fit.chunk_tokens is None
-    found = trainer.step_module.state_dict()
-    assert all(torch.equal(value, found[name]) for name, value in expected.step_module.state_dict().items())
-    start = load_encoder(model).state_dict()
-    assert any(not torch.equal(start[name], value) for name, value in trainer.step_module.encoder.state_dict().items())
-
-
 def test_without_recompute_the_error_says_what_to_type(model, tmp_path):
     trainer = make(model, tmp_path / "a", chunk_tokens=2**20, recompute=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
