@@ -127,7 +127,7 @@ def fit_memory(trainer: Any, collator: Any, config: RunConfig, say: Any) -> RunC
 
 def collator_tokens(collator: Any) -> int:
     """Tokens of a chunk, the most of any data set."""
-    return max(part.chunk_tokens for part in getattr(collator, "collators", {"": collator}).values())
+    return max(int(part.chunk_tokens) for part in getattr(collator, "collators", {"": collator}).values())
 
 
 def _mixture(sampler: MixtureSampler, processes: int, steps: int) -> list[str]:

@@ -322,10 +322,6 @@ class Trainer(transformers.Trainer):
         return found
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
-    def _get_output_dir(self, trial: Any) -> str:
-        folder: str = super()._get_output_dir(trial)
-        return os.path.join(folder, STAGING) if self._staging else folder
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, from a checkpoint that is known to be whole.
 
