@@ -368,7 +368,7 @@ def test_baselines_stand_beside_the_model(work, tmp_path, capsys, monkeypatch):
     assert list_baselines(bound)["random order"]["ndcg@10"] == pytest.approx(reranking_metrics(tied)["ndcg@10"], abs=0.03)
     assert run(["evaluate", str(work / "cross"), file, "--compare", str(work / "bi")]) == 0
     shown = capsys.readouterr().out.splitlines()
-    table = [line for line in shown if line.startswith(("order", "given", "random", "BM25", str(work)))]
+    table = [line for line in shown if line.startswith(("order", "given", "random", "BM25", "..."))]
     assert len(table) == 6
     assert any("1 lists are left out" in line for line in shown)
     monkeypatch.setitem(__import__("sys").modules, "bm25s", None)

@@ -10,7 +10,21 @@ import pytest
 import torch
 
 from embedloss.errors import EmbedlossError
-from embedloss.evaluation import evaluate, exact_search, primary_metric, ranking_metrics, retrieval, why_nothing
+from embedloss.evaluation import (
+    BM25,
+    RandomEncoder,
+    baselines,
+    evaluate,
+    exact_search,
+    is_collection,
+    load_collection,
+    metric_names,
+    primary_metric,
+    ranking_metrics,
+    retrieval,
+    why_nothing,
+)
+from embedloss.evaluation.embed import quantised
 from embedloss.evaluation.metrics import (
     binary_metrics,
     class_metrics,
@@ -413,3 +427,203 @@ def test_retrieval_refuses_files_that_do_not_belong_together() -> None:
         retrieval(Fake(), corpus, queries, {})
     with pytest.raises(EmbedlossError, match="E501: k is 50, but the corpus has 40"):
         retrieval(Fake(), corpus, queries, qrels, ks=[50])
+
+
+# -- sizes, layers, precisions ------------------------------------------------------------------------------------------------
+def test_quantised_embeddings_by_hand() -> None:
+    x, y = np.array([[7.0, 24.0], [0.0, -2.0]]), np.array([[1.0, 0.0]])
+    found = quantised({"first": x, "second": y}, "int8")
+    # units (0.28, 0.96), (0, -1), (1, 0): the first component goes from 0 to 1, the second from -1 to 0.96
+    assert found["first"].tolist() == [[-57, 127], [-128, -128]]  # 0.28 * 255 = 71.4
+    assert found["second"].tolist() == [[127, 2]]  # 1 / 1.96 * 255 = 130.1
+    assert quantised({"first": x}, "binary")["first"].tolist() == [[1, 1], [0, 0]]
+    assert quantised({"first": np.ones((3, 1))}, "int8")["first"].tolist() == [[-128]] * 3  # no range
+
+
+def test_every_combination_of_size_and_precision() -> None:
+    rows = [{"anchor": f"q{i}", "positive": f"p{i}", "negative": f"n{i}"} for i in range(40)]
+    found = evaluate(Fake(dimension=16), rows, "triplets", dims=[4, 16], precisions=["int8", "binary"])
+    assert list(found) == [
+        f"{view}accuracy_cosine"
+        for view in ("", "int8/", "binary/", "4/", "4/int8/", "4/binary/", "16/", "16/int8/", "16/binary/")
+    ]
+    alone = evaluate(Fake(dimension=16), rows, "triplets", truncate_dim=4)
+    assert found["4/accuracy_cosine"] == alone["accuracy_cosine"] != found["accuracy_cosine"]
+    corpus, qrels = {f"d{i}": f"p{i}" for i in range(40)}, {f"q{i}": [f"d{i}"] for i in range(40)}
+    queries = {f"q{i}": f"q{i}" for i in range(40)}
+    searched = retrieval(Fake(dimension=16), corpus, queries, qrels, dims=[4], precisions=["int8"])
+    assert searched["4/map@100"] == retrieval(Fake(dimension=16), corpus, queries, qrels, truncate_dim=4)["map@100"]
+    assert {"int8/ndcg@10", "4/int8/ndcg@10"} <= set(searched)
+
+
+def test_layers_are_those_of_a_shorter_model(tmp_path: Any) -> None:
+    from embedloss import load_encoder
+    from embedloss.testing.models import tiny_bert
+
+    encoder: Any = load_encoder(tiny_bert(tmp_path / "bert", layers=3)).eval()
+    texts = ["a plain sentence", "the committee decided", "short", "a plain word"]
+    rows = [
+        {"first": a, "second": b, "label": i / 9} for i, (a, b) in enumerate((a, b) for a in texts for b in texts if a != b)
+    ]
+    stack = encoder.encode_layers(texts, [None, 0, 1, 3])
+    np.testing.assert_allclose(stack[3], encoder.encode(texts), atol=1e-6)
+    np.testing.assert_allclose(stack[None], encoder.encode(texts), atol=1e-6)
+    found = evaluate(encoder, rows, "pairs+score", layers=[1], dims=[4])
+    encoder.model.encoder.layer = encoder.model.encoder.layer[:1]
+    encoder.n_layers = encoder.model.config.num_hidden_layers = 1
+    np.testing.assert_allclose(stack[1], encoder.encode(texts), atol=1e-6)
+    assert np.abs(stack[1] - stack[3]).max() > 0.1
+    shorter = evaluate(encoder, rows, "pairs+score", dims=[4])
+    for name, value in shorter.items():
+        assert found[f"layer1/{name}"] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": [9]}, "dimension 9 is not there: the embeddings have 8"),
+        ({"layers": [1]}, "layer 1 is not there: the encoder has 0 layers"),
+        ({"precisions": ["int4"]}, "precision 'int4' is unknown; there are float32, int8, binary"),
+        ({"ks": [3]}, "k is 3, but the corpus has 2 documents"),
+        ({"ks": [0, 1]}, "k is 0, but"),
+    ],
+)
+def test_parts_that_are_not_there_are_e501(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EmbedlossError, match=f"E501: {message}"):
+        evaluate(Fake(), [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d"}], "pairs", **options)
+    with pytest.raises(EmbedlossError, match="E501: a cross-encoder gives no embeddings"):
+        evaluate(FakeCross(), [{"query": "a", "docs": ["b", "c"], "label": [1, 0]}], "listwise", dims=[2])
+
+
+# -- names, baselines, collections --------------------------------------------------------------------------------------------
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "pairs": [{"anchor": f"word{i} cat", "positive": f"word{i} dog"} for i in range(30)],
+    "triplets": [{"anchor": f"word{i} cat", "positive": f"word{i} dog", "negative": f"word{i + 1} dog"} for i in range(30)],
+    "n-tuples": [
+        {"anchor": f"word{i} cat", "positive": f"word{i} dog", "negative": [f"word{i + 1} dog", "none"]} for i in range(30)
+    ],
+    "pairs+score": [{"first": f"word{i} cat", "second": f"word{i % 3} dog", "label": float(i < 3)} for i in range(30)],
+    "pairs+binary": [{"first": f"word{i} cat", "second": f"word{i % 3} dog", "label": int(i < 3)} for i in range(30)],
+    "pairs+class": [{"first": f"word{i} cat", "second": f"word{i % 3} dog", "label": i % 3} for i in range(30)],
+    "single+class": [{"text": f"word{i}", "label": i % 3} for i in range(30)],
+    "text+embedding": [{"text": f"word{i}", "label": [float(i % 7), 1.0, float(i)]} for i in range(30)],
+    "texts+embedding": [{"texts": [f"word{i}", f"mot{i}"], "label": [float(i % 7), 1.0, float(i)]} for i in range(30)],
+    "triplets+margin": [{"query": f"q{i}", "positive": f"p{i}", "negative": f"n{i}", "label": float(i)} for i in range(30)],
+    "n-tuples+margins": [
+        {"query": f"q{i}", "positive": f"p{i}", "negative": [f"n{i}", "m"], "label": [float(i), 1.0]} for i in range(30)
+    ],
+    "n-tuples+scores": [
+        {"query": f"q{i}", "positive": f"p{i}", "negative": [f"n{i}", "m"], "label": [float(i), 1.0, 2.0]} for i in range(30)
+    ],
+    "listwise": [{"query": f"word{i} cat", "docs": ["none", f"word{i} dog"], "label": [0, 1]} for i in range(30)],
+}
+COUNTS = {"queries", "documents"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_names_are_known_before_anything_is_measured(name: str) -> None:
+    assert set(evaluate(Fake(dimension=3), ROWS[name], name)) - COUNTS <= set(metric_names(name))
+    assert metric_names(name)[0] == primary_metric(name)
+    if not why_nothing(name, "cross-encoder"):
+        known = metric_names(name, kind="cross-encoder")
+        assert known[0] == primary_metric(name, kind="cross-encoder")
+        assert set(evaluate(FakeCross(2 if name == "pairs+class" else 1), ROWS[name], name)) <= set(known)
+
+
+def test_names_of_every_format_and_cut() -> None:
+    assert set(ROWS) == {name for name in FORMATS if not why_nothing(name)}
+    assert metric_names("single") == []
+    assert metric_names("pairs", ks=[5, 20])[1:4] == ["mrr@5", "mrr@20", "recall@5"]
+    assert metric_names("triplets", similarity="dot") == ["accuracy_dot"]
+
+
+def test_bm25_finds_words() -> None:
+    pytest.importorskip("bm25s")
+    assert evaluate(BM25(), ROWS["pairs"], "pairs")["mrr@10"] == 1
+    assert evaluate(BM25(), ROWS["triplets"], "triplets") == {"accuracy_cosine": 1}
+    assert evaluate(BM25(), ROWS["listwise"], "listwise")["mrr@10"] == 1
+    assert evaluate(BM25(), ROWS["pairs+score"], "pairs+score")["spearman_cosine"] > 0.9
+    corpus = {"a": "the cat sat", "b": "a dog ran", "c": "nothing at all", "d": "the the the"}
+    found = retrieval(BM25(), corpus, {"1": "cat", "2": "dogs"}, {"1": ["a"], "2": {"b": 1}})
+    assert found["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)  # no word in common: the order of the corpus
+    assert evaluate(BM25(), ROWS["single+class"], "single+class") == {}
+
+
+@pytest.mark.parametrize("name", ["pairs", "pairs+score", "single+class", "listwise"])
+def test_baselines_know_words_or_nothing(name: str) -> None:
+    found = baselines(ROWS[name], name)
+    first = metric_names(name)[0]
+    assert ("BM25" in found) == (name != "single+class")
+    assert found["static, untrained"].keys() == evaluate(RandomEncoder(), ROWS[name], name).keys()
+    assert found == baselines(ROWS[name], name)
+    if name != "single+class":
+        chance = found["random order" if name == "listwise" else "random"][first]
+        assert found["static, untrained"][first] > chance + 0.1 < found["BM25"][first]
+
+
+def write(folder: Any, files: dict[str, list[dict[str, Any]]]) -> Any:
+    import json
+
+    for name, rows in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".tsv":
+            lines = ["\t".join(rows[0]), *("\t".join(map(str, row.values())) for row in rows)]
+            file.write_text("\n".join(lines) + "\n")
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+CORPUS = [{"_id": "d1", "title": "Cats", "text": "sleep"}, {"_id": "d2", "title": "", "text": "dogs run"}]
+QUERIES = [{"_id": "q1", "text": "sleeping"}, {"_id": "q2", "text": "running"}]
+JUDGED = [{"query-id": "q1", "corpus-id": "d1", "score": 2}, {"query-id": "q2", "corpus-id": "d2", "score": 1}]
+
+
+def test_a_folder_as_beir_has_it(tmp_path: Any) -> None:
+    folder = write(
+        tmp_path, {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels/test.tsv": JUDGED, "qrels/dev.tsv": JUDGED[:1]}
+    )
+    assert is_collection(folder)
+    found = load_collection(folder, "test")
+    assert found.corpus == {"d1": "Cats sleep", "d2": "dogs run"}
+    assert found.queries == {"q1": "sleeping", "q2": "running"}
+    assert found.qrels == {"q1": {"d1": 2}, "q2": {"d2": 1}}
+    assert load_collection(folder, "dev").qrels == {"q1": {"d1": 2}}
+    with pytest.raises(EmbedlossError, match=r"E501: .* has the splits dev, test; type --split NAME"):
+        load_collection(folder)
+    with pytest.raises(EmbedlossError, match=r"E501: .* has no split 'train'; it has dev, test"):
+        load_collection(folder, "train")
+
+
+def test_a_folder_with_numbers_as_ids_and_splits_by_name(tmp_path: Any) -> None:
+    files = {
+        "corpus.jsonl": [{"doc_id": 1, "text": "a"}, {"doc_id": 2, "text": "b"}],
+        "dev_queries.jsonl": [{"query_id": 7, "text": "q"}],
+        "dev_qrels.jsonl": [{"query_id": 7, "doc_id": 2}],
+    }
+    found = load_collection(write(tmp_path, files))
+    assert (found.corpus, found.queries, found.qrels) == ({"1": "a", "2": "b"}, {"7": "q"}, {"7": {"2": 1}})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"qrels.jsonl": []}, "E103: .* is empty"),
+        ({"corpus.jsonl": [{"_id": "a", "text": "x"}] * 2}, "E104: .*corpus.jsonl' row 2 repeats the id 'a'"),
+        ({"corpus.jsonl": [{"_id": "a", "text": "x"}, {"_id": "b"}]}, "E104: .* row 2 has no text"),
+        ({"corpus.jsonl": [{"name": "a", "text": "x"}]}, "E102: .* has none of the columns doc_id, _id"),
+        ({"qrels.jsonl": [{"query-id": "q1", "corpus-id": "d1", "score": "high"}]}, "E104: .* row 1: the grade 'high'"),
+    ],
+)
+def test_faulty_collections(tmp_path: Any, files: dict[str, list[dict[str, Any]]], message: str) -> None:
+    folder = write(tmp_path, {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels.jsonl": JUDGED, **files})
+    with pytest.raises(EmbedlossError, match=message):
+        load_collection(folder)
+
+
+def test_a_collection_without_queries(tmp_path: Any) -> None:
+    write(tmp_path, {"corpus.jsonl": CORPUS, "qrels.jsonl": JUDGED})
+    with pytest.raises(EmbedlossError, match=r"E103: .* no queries"):
+        load_collection(tmp_path)
+    assert not is_collection(tmp_path / "qrels.jsonl")

@@ -13,6 +13,7 @@ from embedloss.evaluation import evaluate, retrieval
 
 pytest.importorskip("sentence_transformers")
 from sentence_transformers.sentence_transformer import evaluation as peer
+from sentence_transformers.util import quantize_embeddings
 
 torch.set_num_threads(1)
 SIMILARITIES = ["cosine", "dot", "euclidean", "manhattan"]
@@ -27,8 +28,10 @@ class Model:
         self.model_card_data: Any = None
 
     def encode(self, texts: Any, *, prompt: str = "", truncate_dim: int | None = None, convert_to_tensor: bool = False,
-               convert_to_numpy: bool = True, **_: Any) -> Any:  # fmt: skip
+               convert_to_numpy: bool = True, precision: str | None = None, **_: Any) -> Any:  # fmt: skip
         found = np.array([self.vector(t) for t in texts], dtype=np.float32)[:, :truncate_dim]
+        if precision:
+            return quantize_embeddings(found / np.linalg.norm(found, axis=1, keepdims=True), precision)
         if convert_to_tensor:
             return torch.from_numpy(found)
         return found if convert_to_numpy else list(torch.from_numpy(found))
@@ -42,6 +45,15 @@ class Model:
             return np.random.default_rng(seed).normal(size=12)
 
         return draw(text[0]) + 1.3 * draw(text)
+
+
+class Padded(Model):
+    """Vectors of 16 components, which pack into whole bytes."""
+
+    @staticmethod
+    def vector(text: str) -> np.ndarray:
+        found = Model.vector(text)
+        return np.concatenate([found, found[:4] + found[4:8]])
 
 
 def names(prefix: str, count: int, letters: str = "abcdefghij") -> list[str]:
@@ -67,6 +79,26 @@ def test_similarity(monkeypatch: pytest.MonkeyPatch, dimension: int | None) -> N
     assert len(ours) == 8
     for name, value in ours.items():
         assert theirs[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("dimension", [None, 8])
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_similarity_of_quantised_embeddings(monkeypatch: pytest.MonkeyPatch, precision: Any, dimension: int | None) -> None:
+    first, second = names("one", 150), names("two", 150, "abcdefghijk")
+    gold = (np.arange(150) % 11 / 10).tolist()
+    evaluator = peer.EmbeddingSimilarityEvaluator(
+        first, second, gold, similarity_fn_names=SIMILARITIES, truncate_dim=dimension, precision=precision, write_csv=False
+    )
+    theirs = run(evaluator, Padded(), monkeypatch)
+    rows = [{"first": a, "second": b, "label": g} for a, b, g in zip(first, second, gold, strict=True)]
+    ours = evaluate(Padded(), rows, "pairs+score", truncate_dim=dimension, precisions=[precision])
+    assert len(ours) == 16
+    for name, value in theirs.items():
+        # Many cosines of bits are equal, and rounding in float32 puts them in an order.
+        if (precision, name) == ("binary", "spearman_cosine") or name.endswith("_max"):
+            continue
+        assert ours[f"{precision}/{name}"] == pytest.approx(value, abs=1e-6), name
+        assert ours[f"{precision}/{name}"] != pytest.approx(ours[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,34 +14,6 @@ PANEL = "Data"
 Data = Annotated[
     str, typer.Argument(metavar="DATA", help="A .jsonl, .json, .csv, .tsv or .parquet file, a saved folder, or a hub id.")
 ]
-
-
-def plain_spec(fmt: Any) -> Any:
-    """A spec that takes one format and asks nothing else of its labels."""
-    from embedloss.spec import LossSpec
-
-    return LossSpec(name=fmt.name, target="embedloss:none", summary="", family="", formats=(fmt,))
-
-
-def bind_best(
-    dataset: Any, mapping: dict[str, str], drop: list[str], format_name: str | None = None
-) -> tuple[Any, Any, list[Any]]:
-    """Binding, report and all formats that fit, for data whose loss is not known: the first format without faults."""
-    from embedloss.binding import bind, fitting
-    from embedloss.check import check_rows, column_kinds
-    from embedloss.formats import get_format
-
-    kinds = column_kinds(dataset)
-    if format_name:
-        fmt = get_format(format_name)
-        bindings = [bind(kinds, [fmt], loss_name=fmt.name, mapping=mapping, drop=drop)]
-    else:
-        bindings = fitting(kinds, mapping=mapping, drop=drop)
-    reports = [(b, check_rows(dataset, b, plain_spec(b.format))) for b in bindings]
-    clean = [r for r in reports if not r[1].faults] or reports[:1]
-    # Labels that are all 0 or 1 could be class ids as well; 0 and 1 is what they are.
-    best = next((r for r in clean if r[0].format.label == "binary" and r[0].columns == clean[0][0].columns), clean[0])
-    return (*best, [b for b, report in reports if len(report.faults) <= len(best[1].faults)])
 
 
 def check(

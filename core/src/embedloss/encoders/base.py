@@ -64,7 +64,6 @@ class Encoder(nn.Module):
         """Write the encoder to a folder that `load_encoder` and sentence-transformers open."""
         raise NotImplementedError
 
-    @torch.inference_mode()
     def encode(
         self,
         texts: Sequence[str],
@@ -85,10 +84,45 @@ class Encoder(nn.Module):
             show_progress: a progress bar on stderr.
             truncate_dim: keep the first components only.
         """
+        found = self._encode(texts, (None,), prompt, chunk_tokens, normalize, show_progress, truncate_dim)
+        return found[None]
+
+    def encode_layers(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int | None],
+        *,
+        prompt: str = "",
+        chunk_tokens: int | None = None,
+        show_progress: bool = False,
+    ) -> dict[int | None, np.ndarray]:
+        """Embeddings from several layers in one pass: layer -> (texts, dimension) float32.
+
+        Args:
+            texts: a list of texts.
+            layers: numbers of layers, 0 for the word embeddings; None is the encoder's own output.
+            prompt: put before every text.
+            chunk_tokens: tokens of a chunk, padding included.
+            show_progress: a progress bar on stderr.
+        """
+        return self._encode(texts, layers, prompt, chunk_tokens, False, show_progress, None)
+
+    @torch.inference_mode()
+    def _encode(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int | None],
+        prompt: str,
+        chunk_tokens: int | None,
+        normalize: bool,
+        show_progress: bool,
+        truncate_dim: int | None,
+    ) -> dict[int | None, np.ndarray]:
         texts = [texts] if isinstance(texts, str) else list(texts)
         check_texts(texts)
         width = min(truncate_dim or self.dimension, self.dimension)
-        result = np.zeros((len(texts), width), dtype=np.float32)
+        result = {layer: np.zeros((len(texts), width), dtype=np.float32) for layer in layers}
+        several = any(layer is not None for layer in layers)
         training = self.training
         self.eval()
         bar = progress_bar(len(texts)) if show_progress else None
@@ -101,10 +135,13 @@ class Encoder(nn.Module):
                 )
                 for chunk in plan:
                     features = {k: v.to(self.device) for k, v in self.processor.pad([items[i] for i in chunk]).items()}
-                    embeddings = self(features).float()[:, :width]
-                    if normalize:
-                        embeddings = nn.functional.normalize(embeddings, dim=-1)
-                    result[begin + np.array(chunk)] = embeddings.cpu().numpy()
+                    outputs = self(features, several)
+                    for layer in layers:
+                        embeddings = outputs if not several else outputs[-1 if layer is None else layer]
+                        embeddings = embeddings.float()[:, :width]
+                        if normalize:
+                            embeddings = nn.functional.normalize(embeddings, dim=-1)
+                        result[layer][begin + np.array(chunk)] = embeddings.cpu().numpy()
                     if bar is not None:
                         bar.update(len(chunk))
         finally:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedloss.errors import EmbedlossError
-from embedloss.evaluation.embed import Columns, CrossScorer, VectorScorer, similarity_of
+from embedloss.evaluation.embed import Columns, CrossScorer, VectorScorer, similarity_of, views
+from embedloss.evaluation.lexical import LexicalScorer
 from embedloss.evaluation.metrics import (
     Floats,
     binary_metrics,
@@ -24,7 +25,7 @@ from embedloss.evaluation.metrics import (
     teacher_metrics,
     translation_metrics,
 )
-from embedloss.evaluation.search import exact_search, ranking_metrics
+from embedloss.evaluation.search import check_cuts, ranking_metrics
 from embedloss.formats import DataFormat, get_format
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,14 @@ class Job:
 
     rows: Sequence[Mapping[str, Any]]
     format: DataFormat
-    scorer: VectorScorer | CrossScorer
+    scorer: VectorScorer | CrossScorer | LexicalScorer
     similarity: str
     ks: tuple[int, ...] = (10,)
     seed: int = 0
     loss: Any = None
     labels: list[Any] = field(default_factory=list)
     truncated: bool = False
+    strict: bool = False
 
     @property
     def cross(self) -> bool:
@@ -77,10 +79,12 @@ def of_pairs(job: Job) -> dict[str, float]:
     relevant: dict[str, dict[int, int]] = {anchors[i]: {} for i in first_anchor}
     for anchor, positive in zip(anchors, positives, strict=True):
         relevant[anchor][places[positive]] = 1
-    queries, corpus = job.vectors["anchor"][first_anchor], job.vectors["positive"][first_positive]
-    ranked, _ = exact_search(queries, corpus, max(100, *job.ks), job.similarity)
-    found = ranking_metrics(ranked.tolist(), list(relevant.values()), job.ks)
-    return {**found, "queries": float(len(queries)), "documents": float(len(corpus))}
+    assert not isinstance(job.scorer, CrossScorer)
+    if job.strict:
+        check_cuts(job.ks, len(first_positive))
+    ranked = job.scorer.search(job.similarity, "anchor", "positive", max(100, *job.ks), (first_anchor, first_positive))
+    found = ranking_metrics(ranked, list(relevant.values()), job.ks)
+    return {**found, "queries": float(len(first_anchor)), "documents": float(len(first_positive))}
 
 
 def of_tuples(job: Job) -> dict[str, float]:
@@ -101,7 +105,8 @@ def of_tuples(job: Job) -> dict[str, float]:
 def of_scores(job: Job) -> dict[str, float]:
     """Correlations of similarity and gold score, for every similarity."""
     found: dict[str, float] = {}
-    for name in [""] if job.cross else SIMILARITIES:
+    names = SIMILARITIES if isinstance(job.scorer, VectorScorer) else [job.similarity]
+    for name in names:
         found |= job.named(correlations(job.scorer.pairs(name, "first", "second"), np.array(job.labels, dtype=float)), name)
     return found
 
@@ -229,28 +234,67 @@ def of_lists(job: Job) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """How a format is evaluated, its most telling metric, and whether it needs vectors rather than scores of pairs."""
+    """How a format is evaluated, its most telling metric, what else it may give, and what it needs.
+
+    "{}" stands for the similarity, "{k}" for every cut. `needs` is "vectors" of single texts, a "search" among texts, or
+    "scores" of pairs; a cross-encoder gives only scores, BM25 scores and searches.
+    """
 
     function: Callable[[Job], dict[str, float]]
     primary: str
-    vectors: bool = False
+    others: str = ""
+    needs: str = "scores"
 
 
+_RANKING = "mrr@{k} recall@{k} map@100 ndcg@{k}"
+_TEACHER = "mse cosine src2trg_accuracy trg2src_accuracy mean_accuracy"
+_TUPLES = "accuracy_{} accuracy_all_{}"
+_BINARY = "accuracy_{} accuracy_threshold_{} f1_{} f1_threshold_{} precision_{} recall_{} mcc_{}"
 EVALUATORS: dict[str, Evaluator] = {
-    "pairs": Evaluator(of_pairs, "ndcg@10", vectors=True),
+    "pairs": Evaluator(of_pairs, "ndcg@10", _RANKING, "search"),
     "triplets": Evaluator(of_tuples, "accuracy_{}"),
-    "n-tuples": Evaluator(of_tuples, "accuracy_{}"),
-    "pairs+score": Evaluator(of_scores, "spearman_{}"),
-    "pairs+binary": Evaluator(of_binary, "ap_{}"),
-    "pairs+class": Evaluator(of_pair_classes, "probe_accuracy"),
-    "single+class": Evaluator(of_classes, "probe_accuracy", vectors=True),
-    "text+embedding": Evaluator(of_embeddings, "pairs_spearman", vectors=True),
-    "texts+embedding": Evaluator(of_embeddings, "pairs_spearman", vectors=True),
-    "triplets+margin": Evaluator(of_margins, "kendall_{}"),
-    "n-tuples+margins": Evaluator(of_margins, "kendall_{}"),
-    "n-tuples+scores": Evaluator(of_candidate_scores, "kendall_{}"),
-    "listwise": Evaluator(of_lists, "ndcg@10"),
+    "n-tuples": Evaluator(of_tuples, "accuracy_{}", "accuracy_all_{}"),
+    "pairs+score": Evaluator(of_scores, "spearman_{}", "spearman_* pearson_*"),
+    "pairs+binary": Evaluator(of_binary, "ap_{}", _BINARY),
+    "pairs+class": Evaluator(of_pair_classes, "probe_accuracy", "accuracy f1_macro"),
+    "single+class": Evaluator(of_classes, "probe_accuracy", "knn_accuracy v_measure", "vectors"),
+    "text+embedding": Evaluator(of_embeddings, "pairs_spearman", "mse cosine", "vectors"),
+    "texts+embedding": Evaluator(of_embeddings, "pairs_spearman", _TEACHER, "vectors"),
+    "triplets+margin": Evaluator(of_margins, "kendall_{}", _TUPLES),
+    "n-tuples+margins": Evaluator(of_margins, "kendall_{}", _TUPLES),
+    "n-tuples+scores": Evaluator(of_candidate_scores, "kendall_{}", _TUPLES),
+    "listwise": Evaluator(of_lists, "ndcg@10", "ndcg@{k} mrr@{k} map"),
 }
+_SCORERS: dict[str, Any] = {"bi-encoder": VectorScorer, "cross-encoder": CrossScorer, "bm25": LexicalScorer}
+LOWER_IS_BETTER = ("mse",)
+
+
+def metric_names(
+    format_name: str, *, similarity: str = "cosine", kind: str = "bi-encoder", ks: Sequence[int] = (10,)
+) -> list[str]:
+    """The metrics that `evaluate` may give for a format, the most telling first; empty where it measures nothing."""
+    if why_nothing(format_name, kind):
+        return []
+    evaluator = EVALUATORS[get_format(format_name).name]
+    names: list[str] = []
+    for pattern in (evaluator.primary, *evaluator.others.split()):
+        cuts = [pattern.replace("{k}", str(k)) for k in ks] if "{k}" in pattern else [pattern]
+        for name in cuts:
+            if kind == "cross-encoder":
+                names.append(name.removesuffix("_{}").removesuffix("_*"))
+            elif name.endswith("_*"):
+                names += [f"{name[:-1]}{each}" for each in dict.fromkeys((similarity, *SIMILARITIES))]
+            else:
+                names.append(name.replace("{}", similarity))
+    if kind == "cross-encoder" and get_format(format_name).name == "pairs+class":
+        names.remove("probe_accuracy")
+    return list(dict.fromkeys(names))
+
+
+def check_metric(name: str, names: Sequence[str], what: str) -> None:
+    """E501 for a metric that does not fit."""
+    if name not in names:
+        raise EmbedlossError("E501", f"'{name}' is not measured on {what}. Measured are: {', '.join(names) or 'none'}.")
 
 
 def primary_metric(format_name: str, similarity: str = "cosine", kind: str = "bi-encoder") -> str | None:
@@ -268,8 +312,11 @@ def why_nothing(format_name: str, kind: str = "bi-encoder") -> str:
     name = get_format(format_name).name
     if name not in EVALUATORS:
         return f"'{name}' has neither labels nor texts that belong together, so there is nothing to compare embeddings with."
-    if kind == "cross-encoder" and EVALUATORS[name].vectors:
+    needs = EVALUATORS[name].needs
+    if kind == "cross-encoder" and needs != "scores":
         return f"'{name}' needs embeddings of single texts, which a cross-encoder does not give."
+    if kind == "bm25" and (needs == "vectors" or name == "pairs+class"):
+        return f"'{name}' needs embeddings of single texts, which BM25 does not give."
     return ""
 
 
@@ -282,7 +329,9 @@ def evaluate(
     similarity: str | None = None,
     truncate_dim: int | None = None,
     dims: Sequence[int] | None = None,
-    ks: Sequence[int] = (10,),
+    layers: Sequence[int] | None = None,
+    precisions: Sequence[str] = ("float32",),
+    ks: Sequence[int] | None = None,
     loss: Any = None,
     seed: int = 0,
     chunk_tokens: int | None = None,
@@ -290,14 +339,16 @@ def evaluate(
     """Measure an encoder on labelled rows; the format says what can be measured.
 
     Args:
-        encoder: a bi-encoder or cross-encoder, or anything with their `encode` or `predict`.
+        encoder: a bi-encoder or cross-encoder, anything with their `encode` or `predict`, or a baseline such as `BM25()`.
         rows: a list or data set of role -> text (or list of texts), with "label" where the format has one.
         format: a data format, its name, or a binding of columns.
         prompts: role -> text put before every text of that role.
         similarity: cosine, dot, euclidean or manhattan, instead of the encoder's own.
         truncate_dim: keep the first components of the embeddings only.
         dims: measure at several such sizes; their metrics are named "64/...", beside those of the whole embedding.
-        ks: cuts of the ranking metrics.
+        layers: measure these layers of a transformer as well, 0 being its word embeddings: "layer2/...", "layer2/64/...".
+        precisions: measure quantised embeddings as well, "int8" or "binary" (see `quantised`): "int8/...", "64/int8/...".
+        ks: cuts of the ranking metrics; None is 10. Cuts that are named may not exceed the documents.
         loss: for pairs with classes, a loss with a classifier, whose accuracy is measured as well.
         seed: of the splits, clusters and samples.
         chunk_tokens: tokens of a chunk of `encode`.
@@ -308,8 +359,8 @@ def evaluate(
     Raises:
         EmbedlossError: E501 if the rows are empty, or the labels allow no measurement.
     """
-    found = format if isinstance(format, (str, DataFormat)) else format.format
-    fmt = found if isinstance(found, DataFormat) else get_format(str(found))
+    given = format if isinstance(format, (str, DataFormat)) else format.format
+    fmt = given if isinstance(given, DataFormat) else get_format(str(given))
     kind = str(getattr(encoder, "kind", "bi-encoder"))
     if reason := why_nothing(fmt.name, kind):
         logger.warning("nothing is measured: %s", reason)
@@ -327,18 +378,23 @@ def evaluate(
             class_ids(labels)
     columns = Columns(table, fmt.roles)
     options = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
-    make = CrossScorer if kind == "cross-encoder" else VectorScorer
-    scorer = make(encoder, columns, prompts or {}, options)
+    wanted = views(encoder, dims, layers, precisions)
+    if kind == "bi-encoder":
+        scorer: Any = VectorScorer(encoder, columns, prompts or {}, options, layers or ())
+    else:
+        scorer = _SCORERS[kind](encoder, columns, prompts or {}, options)
+    name = similarity_of(encoder, similarity)
     metrics: dict[str, float] = {}
-    for size in (truncate_dim, *(dims or ())):
-        view = scorer.truncated(size) if isinstance(scorer, VectorScorer) else scorer
-        job = Job(table, fmt, view, similarity_of(encoder, similarity), tuple(ks), seed, loss, labels, size is not None)
-        if job.truncated and not job.cross:
+    for view in wanted:
+        seen = scorer.view(view, truncate_dim) if isinstance(scorer, VectorScorer) else scorer
+        truncated = bool(view.dim or truncate_dim)
+        job = Job(table, fmt, seen, name, tuple(ks or (10,)), seed, loss, labels, truncated, ks is not None)
+        if view.name or job.truncated:
             job.loss = None  # a classifier takes whole embeddings
-        prefix = f"{size}/" if dims and size is not None and size != truncate_dim else ""
-        metrics |= {f"{prefix}{name}": value for name, value in EVALUATORS[fmt.name].function(job).items()}
-        if isinstance(scorer, CrossScorer):
-            break
+        found = EVALUATORS[fmt.name].function(job)
+        if view.precision != "float32":
+            found.pop("mse", None)  # codes are on a scale of their own
+        metrics |= {f"{view.name}/{key}" if view.name else key: value for key, value in found.items()}
     return metrics
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,17 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedloss.errors import EmbedlossError
-from embedloss.evaluation.embed import check_finite, similarity_of
 from embedloss.evaluation.metrics import Floats
 from embedloss.similarity import matrix
-
-logger = logging.getLogger(__name__)
 
 # Queries of a block, and scores held at a time: queries of a block times documents of a block.
 BLOCK_QUERIES = 1024
 BLOCK_SCORES = 2**24
-# A few wrong ids may be accidents of filtering a corpus; more means that the files do not belong together.
-MISSING_ALLOWED = 0.05
 
 
 def exact_search(
@@ -120,71 +113,7 @@ def ranking_metrics(
     return {name: found[name] for name in order}
 
 
-def retrieval(
-    encoder: Any,
-    corpus: Mapping[str, str],
-    queries: Mapping[str, str],
-    qrels: Mapping[str, Mapping[str, int] | Iterable[str]],
-    *,
-    ks: Sequence[int] | None = None,
-    query_prompt: str = "",
-    document_prompt: str = "",
-    similarity: str | None = None,
-    truncate_dim: int | None = None,
-    chunk_tokens: int | None = None,
-) -> dict[str, float]:
-    """Search a corpus exactly and compare with relevance judgements.
-
-    Args:
-        encoder: anything with `encode(texts, prompt=...)`.
-        corpus: document id -> text.
-        queries: query id -> text.
-        qrels: query id -> document id -> grade, or the ids of the relevant documents.
-        ks: cuts of nDCG, MRR and Recall; None is 10.
-        query_prompt: put before every query.
-        document_prompt: put before every document.
-        similarity: instead of the encoder's own.
-        truncate_dim: keep the first components only.
-        chunk_tokens: tokens of a chunk of `encode`.
-
-    Returns:
-        ndcg@k, mrr@k, recall@k, map@100, the numbers of queries and documents, and how many queries and judgements were left
-        out, where some were: queries without a relevant document, judgements that name what is not there.
-
-    Raises:
-        EmbedlossError: E501 if over 5 % of the judgements name missing documents or queries, if no query is left, or if a
-            cut is larger than the corpus.
-    """
-    if ks is not None and max(ks) > len(corpus):
-        raise EmbedlossError("E501", f"k is {max(ks)}, but the corpus has {len(corpus)} documents.")
-    places = {doc: i for i, doc in enumerate(corpus)}
-    judged = {q: dict(docs) if isinstance(docs, Mapping) else dict.fromkeys(docs, 1) for q, docs in qrels.items()}
-    total = sum(map(len, judged.values()))
-    missing = [d for docs in judged.values() for d in docs if d not in places]
-    strangers = [q for q in judged if q not in queries]
-    lost = sum(q in strangers or d not in places for q, docs in judged.items() for d in docs)
-    if lost > MISSING_ALLOWED * total:
-        examples = ", ".join(repr(i) for i in (missing or strangers)[:3])
-        raise EmbedlossError(
-            "E501",
-            f"{lost} of {total} relevance judgements name documents or queries that are not there, such as {examples}. "
-            "Check that corpus, queries and judgements belong together.",
-        )
-    kept = {q: {places[d]: g for d, g in judged.get(q, {}).items() if d in places} for q in queries}
-    kept = {q: docs for q, docs in kept.items() if any(grade > 0 for grade in docs.values())}
-    excluded = len(queries) - len(kept)
-    if not kept:
-        raise EmbedlossError("E501", "no query has a relevant document in the corpus.")
-    if lost or excluded:
-        logger.warning(
-            "%d judgements of missing documents and %d queries without a relevant document are left out", lost, excluded
-        )
-    options = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
-    texts = [queries[q] for q in kept]
-    x = check_finite(encoder.encode(texts, prompt=query_prompt, **options))[:, :truncate_dim]
-    y = check_finite(encoder.encode(list(corpus.values()), prompt=document_prompt, **options))[:, :truncate_dim]
-    depth = max(100, *(ks or (10,)))
-    ranked, _ = exact_search(x, y, depth, similarity_of(encoder, similarity))
-    found = ranking_metrics(ranked.tolist(), list(kept.values()), ks or (10,))
-    counts = {"queries": len(kept), "documents": len(corpus), "queries_excluded": excluded, "judgements_excluded": lost}
-    return found | {name: float(n) for name, n in counts.items() if n}
+def check_cuts(ks: Sequence[int], documents: int) -> None:
+    """E501 for a cut below 1, or above the number of documents, where every search would be perfect."""
+    if min(ks) < 1 or max(ks) > documents:
+        raise EmbedlossError("E501", f"k is {max(ks) if min(ks) > 0 else min(ks)}, but the corpus has {documents} documents.")
