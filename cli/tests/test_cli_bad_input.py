@@ -133,6 +133,28 @@ CASES = {
     "evaluate: model missing": ({"data.jsonl": ROWS}, "evaluate ./gone data.jsonl"),
     "evaluate: format unknown": ({"data.jsonl": ROWS}, "evaluate model data.jsonl --format pears"),
     "evaluate: role of a prompt unknown": ({"data.jsonl": ROWS}, "evaluate model data.jsonl --prompt query=x"),
+    "evaluate: metric does not fit": ({"data.jsonl": ROWS}, "evaluate model data.jsonl --metrics spearman_cosine"),
+    "evaluate: split of a file": ({"data.jsonl": ROWS}, "evaluate model data.jsonl --split test"),
+    "evaluate: several splits": (
+        {
+            "set/corpus.jsonl": rows({"_id": "d", "text": "a"}),
+            "set/queries.jsonl": rows({"_id": "q", "text": "b"}),
+            "set/qrels/dev.tsv": "query-id\tcorpus-id\tscore\nq\td\t1\n",
+            "set/qrels/test.tsv": "query-id\tcorpus-id\tscore\nq\td\t1\n",
+        },
+        "evaluate model set",
+    ),
+    "compare: no budget": ({"data.jsonl": ROWS}, "compare data.jsonl --model static --out out"),
+    "compare: budget too small": (
+        {"data.jsonl": ROWS},
+        "compare data.jsonl --model static --out out --max-steps 5 --halving",
+    ),
+    "compare: loss unknown": ({"data.jsonl": ROWS}, "compare data.jsonl --model static --out out --max-steps 5 --losses mnlr"),
+    "compare: too few rows": ({"data.jsonl": ROWS}, "compare data.jsonl --model static --out out --max-steps 5 --losses mnrl"),
+    "compare: folder in use": (
+        {"data.jsonl": ROWS, "out/x": "x"},
+        "compare data.jsonl --model static --out out --max-steps 5 --losses mnrl",
+    ),
     "encode: several text columns": ({"data.jsonl": ROWS}, "encode model data.jsonl --out a.npy"),
     "encode: column unknown": ({"data.jsonl": ROWS}, "encode model data.jsonl --column anchr --out a.npy"),
     "encode: output exists": ({"data.jsonl": ROWS, "a.npy": "x"}, "encode model data.jsonl --column anchor --out a.npy"),

@@ -9,9 +9,11 @@ import typer
 import typer.core
 
 from embedloss_cli import (
+    compare,
     conformance,
     convert,
     data_commands,
+    evaluate,
     list_commands,
     mine,
     model_commands,
@@ -72,6 +74,8 @@ def build_app(with_plugins: bool = True) -> typer.Typer:
     convert.register(app)
     mine.register(app)
     train_command.register(app)
+    compare.register(app)
+    evaluate.register(app)
     model_commands.register(app)
     rank.register(app)
     new.register(app)

@@ -1,16 +1,16 @@
-"""Commands that use a model: evaluate, encode, search, init-static. Data and output are checked before a model is loaded."""
+"""Commands that use a model: encode, search, init-static, replay. Data and output are checked before a model is loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedloss.model_names import check_model_name
-from embedloss_cli.data_commands import Data, bind_best
-from embedloss_cli.options import Drop, Json, Map, check_output, pairs
-from embedloss_cli.output import columns, number, print_json, width, wrapped
+from embedloss_cli.data_commands import Data
+from embedloss_cli.options import Json, check_output
+from embedloss_cli.output import columns, print_json, width
 
 if TYPE_CHECKING:
     import datasets
@@ -24,25 +24,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 def texts_of(dataset: datasets.Dataset, column: str | None, source: str) -> list[str]:
     """The texts of one column, all of them non-empty: the named one, or the only one, or one called "text"."""
-    from embedloss.binding import bind, did_you_mean
+    from embedloss.binding import bind
+    from embedloss.bulk import text_column
     from embedloss.check import check_rows, column_kinds
-    from embedloss.errors import EmbedlossError
+    from embedloss.examine import plain_spec
     from embedloss.formats import get_format
-    from embedloss_cli.data_commands import plain_spec
 
     kinds = column_kinds(dataset)
-    if column is None:
-        found = [name for name, kind in kinds.items() if kind == "text"]
-        if len(found) > 1:
-            found = [name for name in found if name.lower() in ("text", "texts", "document")][:1] or found
-        if len(found) != 1:
-            names = ", ".join(found) or "none"
-            raise EmbedlossError("E102", f"'{source}' has {len(found)} text columns ({names}); type --column NAME.")
-        column = found[0]
-    if column not in kinds:
-        raise EmbedlossError(
-            "E102", f"'{source}' has no column '{column}'.{did_you_mean(column, kinds)} Columns: {', '.join(kinds)}."
-        )
+    column = text_column(kinds, column, source)
     fmt = get_format("single")
     binding = bind({column: kinds[column]}, [fmt], loss_name="this command", mapping={"text": column})
     report = check_rows(dataset, binding, plain_spec(fmt))
@@ -53,86 +42,6 @@ def texts_of(dataset: datasets.Dataset, column: str | None, source: str) -> list
     )
 
 
-def evaluate(
-    model: Model,
-    data: Data,
-    mapping: Map = None,
-    drop: Drop = None,
-    format_: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help="How to read the data, where several formats fit.")
-    ] = None,
-    prompts: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="ROLE=TEXT", help="Put before texts of a role; repeatable.")
-    ] = None,
-    compare: Annotated[
-        str | None, typer.Option("--compare", metavar="MODEL", help="A second model, measured beside the first.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a model on a data set; the metrics follow from its format.
-
-    On lists of documents the given order, a random one and BM25 stand beside it.
-
-    Example: embedloss evaluate runs/a test.jsonl --compare runs/untrained
-    """
-    from embedloss.check import bound_dataset
-    from embedloss.data import load_rows
-    from embedloss.errors import EmbedlossError
-
-    for name in (model, compare) if compare else (model,):
-        check_model_name(name)
-    dataset = load_rows(data)
-    binding, report, _ = bind_best(dataset, pairs(mapping, "--map"), drop or [], format_)
-    report.raise_if_faulty()
-    role_prompts = pairs(prompts, "--prompt")
-    for role in role_prompts:
-        if role not in binding.format.roles:
-            raise EmbedlossError(
-                "E401", f"prompt for the unknown role '{role}'; the roles are {', '.join(binding.format.roles)}."
-            )
-    rows = bound_dataset(dataset, binding)
-    if not as_json:
-        print(f"{data}: {len(dataset):,} rows")
-        print(wrapped(binding.describe()))
-    from embedloss.encoders import load_encoder
-    from embedloss.evaluation import evaluate as measure
-    from embedloss.evaluation import list_baselines
-
-    metrics = measure(load_encoder(model), rows, binding.format.name, prompts=role_prompts)
-    other = measure(load_encoder(compare), rows, binding.format.name, prompts=role_prompts) if compare else {}
-    baselines = list_baselines(rows) if binding.format.name == "listwise" else {}
-    if as_json:
-        found = {"model": model, "data": data, "rows": len(dataset), "format": binding.format.name, "metrics": metrics}
-        if baselines:
-            found["baselines"] = baselines
-        print_json({**found, "compare": {"model": compare, "metrics": other}} if compare else found)
-        return
-    print()
-    if baselines:
-        print(orders({**baselines, **({compare: other} if compare else {}), model: metrics}))
-        if "BM25" not in baselines:
-            print(wrapped("\nBM25 is not measured: pip install 'embedloss[bm25]'"))
-        return
-    if not compare:
-        print(columns([(name, number(value)) for name, value in metrics.items()]))
-        return
-    from embedloss.training.report import table
-
-    print(table(["metric", compare, model], [[name, number(other[name]), number(value)] for name, value in metrics.items()]))
-
-
-def orders(found: dict[str, dict[str, float]]) -> str:
-    """One line an order of the documents, one column a metric; lists of equal grades have no right order."""
-    from embedloss.training.report import table
-
-    first = next(iter(found.values()))
-    names = [name for name in first if name != "lists_excluded"]
-    shown = table(["order", *names], [[who, *(number(values[name]) for name in names)] for who, values in found.items()])
-    if "lists_excluded" not in first:
-        return shown
-    return f"{shown}\n\n{first['lists_excluded']:,.0f} lists are left out: all their grades are equal"
-
-
 def encode(
     model: Model,
     data: Data,
@@ -141,13 +50,16 @@ def encode(
     prompt: Prompt = "",
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale every embedding to length 1.")] = False,
     truncate_dim: Annotated[int | None, typer.Option(min=1, metavar="N", help="Keep the first N dimensions.")] = None,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="How many encode at a time.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Embed the texts of one column and write them to a file.
 
+    Memory does not grow with the file. After an interruption the same command
+    goes on: what is done is kept in OUT.parts until all is done.
+
     Example: embedloss encode runs/a docs.jsonl --column text --out docs.npy
     """
-    from embedloss.data import load_rows
     from embedloss.errors import EmbedlossError
 
     path = Path(out)
@@ -155,28 +67,37 @@ def encode(
         raise EmbedlossError("E402", f"'{out}': the file must end in .npy or .parquet.")
     check_output(out, overwrite)
     check_model_name(model)
-    texts = texts_of(load_rows(data), column, data)
-    from embedloss.encoders import load_encoder
+    from embedloss.bulk import encode_file
 
-    encoder = load_encoder(model)
-    if encoder.kind == "cross-encoder":
-        raise EmbedlossError("E302", f"'{model}' is a cross-encoder, which gives no embeddings. Type: embedloss rank")
-    vectors = encoder.encode(
-        texts, prompt=prompt, normalize=normalize, truncate_dim=truncate_dim, show_progress=len(texts) > 1000
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        import numpy
+    with Bar() as bar:
+        count, width = encode_file(
+            model, data, path, column=column, prompt=prompt, normalize=normalize, truncate_dim=truncate_dim,
+            processes=processes, progress=bar,
+        )  # fmt: skip
+    print(f"{out}: {count:,} embeddings of dimension {width}")
 
-        numpy.save(path, vectors)
-    else:
-        import pyarrow
-        import pyarrow.parquet
 
-        flat = pyarrow.array(vectors.reshape(-1))
-        lists = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "embedding": lists}), path)
-    print(f"{out}: {vectors.shape[0]:,} embeddings of dimension {vectors.shape[1]}")
+class Bar:
+    """A progress bar that counts texts, for more than a thousand of them."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """So many are done."""
+        from tqdm.auto import tqdm
+
+        if self.bar is None and total > 1000:
+            self.bar = tqdm(total=total, initial=done, desc=stage, unit="text", dynamic_ncols=True)
+        elif self.bar is not None:
+            self.bar.update(done - self.bar.n)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 def search(
@@ -290,6 +211,6 @@ def replay(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (evaluate, encode, search, replay):
+    for command in (encode, search, replay):
         app.command(rich_help_panel=PANEL)(command)
     app.command("init-static", rich_help_panel=PANEL)(init_static)

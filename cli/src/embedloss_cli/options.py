@@ -31,6 +31,16 @@ def pairs(values: list[str] | None, option: str) -> dict[str, str]:
     return found
 
 
+def numbers(text: str | None, option: str, least: int) -> list[int] | None:
+    """`"384,192"` -> `[384, 192]`; a usage error for anything but whole numbers from `least` on."""
+    if text is None:
+        return None
+    found = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) >= least for part in found):
+        raise typer.BadParameter(f"'{text}' is no list of whole numbers, such as {option} 10,100", param_hint=option)
+    return [int(part) for part in found]
+
+
 def check_output(path: str, overwrite: bool) -> None:
     """E402 if an output file or folder is there already or its place cannot be written."""
     import os

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedloss.errors import EmbedlossError
@@ -57,6 +58,24 @@ def columns(rows: list[tuple[str, str]], indent: str = "  ", most: int = 30) -> 
             lines.append(f"{indent}{left:<{first}}  {text[0]}".rstrip())
         lines += [place + line for line in text[1:]]
     return "\n".join(lines)
+
+
+def fitted(corner: str, names: Sequence[str], lines: Sequence[tuple[str, Mapping[str, float]]], columns: int = 6) -> str:
+    """One line a model, one column a metric, in blocks of as many metrics as fit the terminal; a missing value is empty."""
+    from embedloss.training.report import table
+
+    first = max([len(corner), *(len(who) for who, _ in lines)])
+    blocks: list[list[str]] = []
+    for name in names:
+        room = width() - first - sum(max(len(n), 6) + 2 for n in (blocks[-1] if blocks else ()))
+        if not blocks or len(blocks[-1]) == columns or room < max(len(name), 6) + 2:
+            blocks.append([])
+        blocks[-1].append(name)
+    shown = [
+        table([corner, *block], [[who, *(number(of[n]) if n in of else "" for n in block)] for who, of in lines])
+        for block in blocks
+    ]
+    return "\n\n".join(shown)
 
 
 def print_error(error: EmbedlossError) -> None:

@@ -154,3 +154,27 @@ def estimate(step: Any, batch: Mapping[str, Any]) -> Estimate:
     per_text = 2 * 4 * encoder.dimension * (encoder.n_layers + 1 if step.requirements.layers else 1)
     copies = 2 if step.twin is not None else 1
     return Estimate(fixed, copies * saved.bytes / max(min(sizes), 1), sum(sizes), max(sizes), copies * texts * per_text)
+
+
+def reset_peak() -> None:
+    """Let `peak_memory` count from here on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # no Linux, or not allowed: the peak is that of the whole process
+        return
+
+
+def peak_memory() -> int:
+    """Most bytes in use since `reset_peak`: of the GPU, else resident memory of the process, libraries included."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found.group(1)) * 1024 if found else 0
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

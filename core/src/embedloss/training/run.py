@@ -261,12 +261,13 @@ def default_chunk_tokens() -> int:
     return 16384 if torch.cuda.is_available() else 4096
 
 
-def run_training(config: RunConfig, say: Say = print) -> RunResult:
+def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> RunResult:
     """Run one configuration from data to saved model.
 
     Args:
         config: the settings.
         say: where sentences for the user go.
+        quiet: no progress bar, and no picture of the loss curve.
 
     Returns:
         The folder and the metrics before and after.
@@ -389,7 +390,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
         train_dataset=training_data(config, sources),
         collator=collator,
         evaluator=evaluator if prepared.evaluations else None,
-        callbacks=[report.MetricsFile(out / METRICS_FILE), report.Progress()],
+        callbacks=[report.MetricsFile(out / METRICS_FILE), *([] if quiet else [report.Progress()])],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     from embedloss.training.plan import batch_plan, fit_memory
@@ -419,7 +420,7 @@ def run_training(config: RunConfig, say: Say = print) -> RunResult:
     if arguments.process_index == 0:
         save_step(step, out)
         _card(out, config, step, result)
-        if (out / METRICS_FILE).is_file():
+        if (out / METRICS_FILE).is_file() and not quiet:
             report.plot_losses(out / METRICS_FILE, out / PLOT_FILE)
         (out / RESULTS_FILE).write_text(json.dumps(vars(result), indent=2) + "\n", encoding="utf-8")
         if result.before:
