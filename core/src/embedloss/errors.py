@@ -160,6 +160,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "--cache-guide keeps a guide's embeddings in EMBEDLOSS_CACHE/guides, by default ~/.cache/embedloss/guides, one\n"
         "folder a guide. Any of them may be deleted; what is missing is computed again.",
     ),
+    "E406": Explanation(
+        "The folder is no run",
+        "`embedloss report` reads the output folders of `embedloss train`: metrics.jsonl, results.json, run.yaml and so\n"
+        "on. A run that is not finished can be read as well.",
+    ),
     "E501": Explanation(
         "The evaluation cannot be done",
         "The metric does not fit the data, or the data names queries or documents that are not there.",

@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         prompt: str = "",
         chunk_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: bool = False,
+        show_progress: bool | str = False,
         truncate_dim: int | None = None,
     ) -> np.ndarray:
         """Embeddings of texts, (texts, dimension) float32, in the order of the texts; without dropout.
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             prompt: put before every text (the prompt itself, not its name).
             chunk_tokens: tokens of a chunk, padding included; the result does not depend on it.
             normalize: scale every embedding to length 1, after truncation.
-            show_progress: a progress bar on stderr.
+            show_progress: a progress bar on stderr; a text is its name.
             truncate_dim: keep the first components only.
         """
         found = self._encode(texts, (None,), prompt, chunk_tokens, normalize, show_progress, truncate_dim)
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         several = any(layer is not None for layer in layers)
         training = self.training
         self.eval()
-        bar = progress_bar(len(texts)) if show_progress else None
+        bar = progress_bar(len(texts), show_progress) if show_progress else None
         try:
             for begin in range(0, len(texts), BLOCK):
                 items = self.processor.tokenize(texts[begin : begin + BLOCK], prompt)
@@ -158,11 +158,11 @@ def check_texts(texts: Sequence[Any]) -> None:
             raise EmbedlossError("E104", f"text {row + 1} is no text but {type(text).__name__}.")
 
 
-def progress_bar(total: int) -> Any:
-    """A progress bar that counts texts."""
+def progress_bar(total: int, name: bool | str = True) -> Any:
+    """A progress bar that counts texts; under another bar it vanishes when it is full."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="encode", unit="text")
+    return tqdm(total=total, desc=name if isinstance(name, str) else "encode", unit="text", leave=None, dynamic_ncols=True)
 
 
 def plan_chunks(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]]:

@@ -74,9 +74,11 @@ class BiEncoder(Encoder):
         assert isinstance(module, Pooling)
         return module
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """Recompute each layer of the transformer in the backward pass."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)  # type: ignore[operator]
+        recompute_layers(self.model, gradient_checkpointing_kwargs, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder to a folder that `load_encoder` and sentence-transformers open."""
@@ -108,6 +110,12 @@ def model_inputs(model: nn.Module, features: dict[str, Tensor]) -> dict[str, Ten
     names = inspect.signature(model.forward).parameters
     # A wrapped model (an adapter, say) takes anything and passes it on.
     return {k: v for k, v in features.items() if k in names or ("input_ids" not in names and k != "prompt_length")}
+
+
+def recompute_layers(model: Any, kwargs: dict[str, Any] | None = None, **options: Any) -> None:
+    """Recompute each layer in the backward pass; newer versions of transformers have another name for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(kwargs, **options)
 
 
 def text_config(config: Any) -> Any:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from embedloss.encoders.base import BLOCK, CHUNK_TOKENS, Encoder, check_texts, plan_chunks, progress_bar
-from embedloss.encoders.bi import model_inputs, save_transformer, text_config
+from embedloss.encoders.bi import model_inputs, recompute_layers, save_transformer, text_config
 from embedloss.encoders.card import write_card
 from embedloss.encoders.folder import write_json, write_settings
+from embedloss.encoders.lora import HEAD_FILE, has_adapters
 from embedloss.encoders.modules import ACTIVATIONS
 from embedloss.encoders.text import UNLIMITED, TextProcessor, Tokens, pad_id
 from embedloss.errors import EmbedlossError
@@ -115,7 +116,7 @@ class CrossEncoder(Encoder):
         prompt: str = "",
         chunk_tokens: int | None = None,
         activation: str | None = None,
-        show_progress: bool = False,
+        show_progress: bool | str = False,
     ) -> np.ndarray:
         """Scores of pairs, float32: (pairs,) for one label, else (pairs, num_labels); without dropout.
 
@@ -124,7 +125,7 @@ class CrossEncoder(Encoder):
             prompt: put before every query.
             chunk_tokens: tokens of a chunk, padding included; the result does not depend on it.
             activation: instead of the encoder's own; "Identity" gives logits.
-            show_progress: a progress bar on stderr.
+            show_progress: a progress bar on stderr; a text is its name.
         """
         function = getattr(nn, activation or self.activation)()
         queries, documents = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -133,7 +134,7 @@ class CrossEncoder(Encoder):
         result = np.zeros((len(pairs), self.num_labels), dtype=np.float32)
         training = self.training
         self.eval()
-        bar = progress_bar(len(pairs)) if show_progress else None
+        bar = progress_bar(len(pairs), show_progress) if show_progress else None
         try:
             for begin in range(0, len(pairs), BLOCK):
                 items = self.processor.tokenize_pairs(queries[begin : begin + BLOCK], documents[begin : begin + BLOCK], prompt)
@@ -152,9 +153,11 @@ class CrossEncoder(Encoder):
         """E302: pairs have scores, single texts have no embedding."""
         raise EmbedlossError("E302", "a cross-encoder scores pairs: use .predict([(query, document), ...]).")
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """Recompute each layer of the transformer in the backward pass."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)  # type: ignore[operator]
+        recompute_layers(self.model, gradient_checkpointing_kwargs, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder to a folder that `load_encoder` and sentence_transformers.CrossEncoder open."""
@@ -165,6 +168,8 @@ class CrossEncoder(Encoder):
         config: Any = self.model.config
         config.sentence_transformers = {"activation_fn": path, "version": "4.0.0"}  # where version 4 looks for it
         save_transformer(self.model, self.processor, folder)
+        if has_adapters(self.model):  # with a config.json, transformers would look for all weights here
+            write_json(folder / HEAD_FILE, {"num_labels": self.num_labels})
         # Versions before 5.4 ignore modules.json and read the folder as one of transformers.
         module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
         write_json(folder / "modules.json", [module])

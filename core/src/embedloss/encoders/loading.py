@@ -24,6 +24,7 @@ from embedloss.encoders.folder import (
     read_object,
     read_weights,
 )
+from embedloss.encoders.lora import ADAPTER_FILE, HEAD_FILE, load_adapters, need_peft
 from embedloss.encoders.modules import Normalize, Pooling
 from embedloss.encoders.static import StaticEncoder
 from embedloss.encoders.text import UNLIMITED, StaticProcessor, TextProcessor, pad_id
@@ -275,6 +276,8 @@ def load_transformer(folder: Path, options: dict[str, Any], auto: str = "AutoMod
     """The transformer of a folder; E301 if anything but its unused pooler is missing."""
     import transformers
 
+    if (folder / ADAPTER_FILE).is_file():
+        return load_adapted(folder, options, auto, **more)
     if not (folder / "config.json").is_file():
         raise EmbedlossError("E301", f"{folder} holds no model: there is neither modules.json nor config.json.")
     for index in folder.glob("*.index.json"):  # of weights in several files
@@ -298,6 +301,26 @@ def load_transformer(folder: Path, options: dict[str, Any], auto: str = "AutoMod
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise EmbedlossError("E301", f"the weights in {folder} miss {len(missing)} tensors: {some}.")
+    return model
+
+
+def load_adapted(folder: Path, options: dict[str, Any], auto: str, **more: Any) -> Any:
+    """The transformer that the adapters of a folder were trained on, with these adapters in it."""
+    need_peft()
+    name = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise EmbedlossError("E301", f"{folder / ADAPTER_FILE} does not name the model it belongs to.")
+    try:
+        base = find_folder(name, None, options["trust_remote_code"])
+    except EmbedlossError as exception:
+        raise EmbedlossError(
+            "E301", f"the adapters in {folder} belong to the model '{name}', which cannot be found: {exception.message}"
+        ) from exception
+    labels = read_object(folder / HEAD_FILE).get("num_labels")
+    if auto == "AutoModelForSequenceClassification" and isinstance(labels, int):
+        more = {"num_labels": labels, "ignore_mismatched_sizes": True, **more}
+    model = load_transformer(base, options, auto, **more)
+    load_adapters(model, folder)
     return model
 
 

@@ -335,6 +335,7 @@ def evaluate(
     loss: Any = None,
     seed: int = 0,
     chunk_tokens: int | None = None,
+    show_progress: bool | str = False,
 ) -> dict[str, float]:
     """Measure an encoder on labelled rows; the format says what can be measured.
 
@@ -352,6 +353,7 @@ def evaluate(
         loss: for pairs with classes, a loss with a classifier, whose accuracy is measured as well.
         seed: of the splits, clusters and samples.
         chunk_tokens: tokens of a chunk of `encode`.
+        show_progress: a progress bar on stderr; a text is its name.
 
     Returns:
         Metric -> value; empty where the format gives nothing to measure (`why_nothing` says why).
@@ -377,7 +379,9 @@ def evaluate(
         if fmt.label == "class":
             class_ids(labels)
     columns = Columns(table, fmt.roles)
-    options = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
+    options: dict[str, Any] = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
+    if show_progress:
+        options["show_progress"] = show_progress
     wanted = views(encoder, dims, layers, precisions)
     if kind == "bi-encoder":
         scorer: Any = VectorScorer(encoder, columns, prompts or {}, options, layers or ())

@@ -16,6 +16,7 @@ from embedloss.errors import EmbedlossError
 from embedloss.mixing import Mix, Stop, shares
 from embedloss.training.data_config import data_sets, fold
 
+ON_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that read the evaluation
 Sampler = Literal["auto", "random", "no-duplicates", "group-by-label", "length-grouped"]
 
 
@@ -53,10 +54,14 @@ class RunConfig:
         loss_learning_rate: of the loss's own weights; by default `learning_rate`.
         weight_decay: AdamW's, not on biases and norms.
         warmup: share of the steps (below 1) or number of steps.
-        scheduler: name of a transformers schedule.
+        scheduler: transformers schedule, with arguments if need be: "cosine_with_min_lr(min_lr=1e-6)".
         gradient_accumulation: batches an optimizer step; adds no in-batch negatives.
         max_grad_norm: clip gradients to this norm; 0 does not clip.
-        precision: "float32", "bfloat16" or "float16" (autocast).
+        precision: "float32", "bfloat16" or "float16" (autocast; float16 needs a GPU).
+        gradient_checkpointing: recompute each layer of the transformer in the backward pass (less memory, more time).
+        compile: compile the transformer with torch.compile; the first steps take long.
+        lora: train LoRA adapters in place of the weights: r, alpha, dropout, target ("query+value"), each with a default.
+        lora_merge: add the adapters to the weights when the model is saved, so that it opens without peft.
         chunk_tokens: padded tokens a forward pass holds; by default 16,384 on a GPU and 4,096 on a CPU.
         recompute: keep the activations of one chunk only, and compute the others again in the backward pass; "auto" does so
             where a step does not fit in memory, with the largest chunk that fits.
@@ -68,6 +73,12 @@ class RunConfig:
         eval_steps: steps between evaluations; 0: only before and after.
         save_steps: steps between checkpoints; 0: only at the end.
         save_total_limit: checkpoints to keep.
+        load_best: end with the best of the evaluated checkpoints; one is written at every evaluation.
+        early_stopping: end after that many evaluations in a row without a better value.
+        metric_for_best: metric that says which is better; by default the main one of the data format.
+        report_to: where transformers sends the log as well: tensorboard, wandb, mlflow, ...
+        push_to_hub: hub id that the finished model is uploaded to.
+        hub_private: make that repository private.
         resume: go on from the last checkpoint in `out`.
         overwrite: replace what is in `out`.
         trust_remote_code: run code that a model repository contains.
@@ -105,6 +116,10 @@ class RunConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    lora: dict[str, str] = field(default_factory=dict)
+    lora_merge: bool = False
     chunk_tokens: int | None = None
     recompute: bool | Literal["auto"] = False
     memory_limit: str | None = None
@@ -115,6 +130,12 @@ class RunConfig:
     eval_steps: int = 0
     save_steps: int = 500
     save_total_limit: int = 2
+    load_best: bool = False
+    early_stopping: int | None = None
+    metric_for_best: str | None = None
+    report_to: list[str] = field(default_factory=list)
+    push_to_hub: str | None = None
+    hub_private: bool = False
     resume: bool = False
     overwrite: bool = False
     trust_remote_code: bool = False
@@ -137,7 +158,8 @@ class RunConfig:
             faults.append(f"'memory_limit' must be a size such as 4GB or 800MB, got '{self.memory_limit}'")
         if self.memory_limit is not None and self.recompute != "auto":
             faults.append("'memory_limit' is for --recompute auto")
-        positive = ("batch_size", "gradient_accumulation", "logging_steps", "save_total_limit", "max_length", "chunk_tokens")
+        positive = ["batch_size", "gradient_accumulation", "logging_steps", "save_total_limit", "max_length", "chunk_tokens"]
+        positive.append("early_stopping")
         for key in positive:
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -152,6 +174,18 @@ class RunConfig:
                 faults.append(f"'{key}' must be positive (2e-5 suits transformers), got {value}")
         if self.max_steps is None and self.epochs <= 0:
             faults.append(f"'epochs' must be positive, got {self.epochs}")
+        for key in ("load_best", "early_stopping"):
+            missing = [k for k in ("eval_data", "eval_steps") if not getattr(self, k)]
+            if getattr(self, key) and missing:
+                typed = " ".join(f"--{k.replace('_', '-')} {'DATA' if k == 'eval_data' else 'N'}" for k in missing)
+                faults.append(f"'{key}' compares evaluations during training; add {typed}")
+        if self.scheduler.startswith(ON_METRIC) and not (self.eval_data and self.eval_steps):
+            faults.append(f"'{self.scheduler}' reads evaluations during training; add --eval-data DATA --eval-steps N")
+        if self.metric_for_best and not (self.load_best or self.early_stopping or self.scheduler.startswith(ON_METRIC)):
+            faults.append("'metric_for_best' has no effect; add --load-best or --early-stopping N")
+        for key, needed in (("lora_merge", "lora"), ("hub_private", "push_to_hub")):
+            if getattr(self, key) and not getattr(self, needed):
+                faults.append(f"'{key}' has no effect without '{needed}'")
         if self.resume and self.overwrite:
             faults.append("'resume' and 'overwrite' exclude each other")
         if self.streaming:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, a loss curve, and the sentences printed before it starts."""
+"""What a run writes and shows while it goes on: metrics.jsonl, a progress bar, and small tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import transformers
 from tqdm.auto import tqdm
 
+from embedloss.reporting.runs import read_entries
+
 
 class MetricsFile(transformers.TrainerCallback):
     """Appends every log entry to metrics.jsonl; on resume, entries after the checkpoint are removed first."""
@@ -22,7 +24,7 @@ class MetricsFile(transformers.TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what an interrupted run logged after the checkpoint, which holds what was logged up to it."""
         if state.is_world_process_zero and self.path.is_file():
-            entries, history = read_metrics(self.path), state.log_history
+            entries, history = read_entries(self.path), state.log_history
             before = sum(e["step"] == 0 for e in entries) - sum(e["step"] == 0 for e in history)  # logged before training
             staged = self.path.with_suffix(".writing")
             staged.write_text("".join(json.dumps(e) + "\n" for e in entries[: before + len(history)]), encoding="utf-8")
@@ -34,17 +36,6 @@ class MetricsFile(transformers.TrainerCallback):
             clean = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **clean}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a half-written last line is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
 
 
 class Progress(transformers.TrainerCallback):
@@ -73,37 +64,6 @@ class Progress(transformers.TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def plot_losses(metrics: Path, picture: Path) -> bool:
-    """Draw the loss, and each term of a sum, over the steps. False (and no file) if nothing was logged."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    entries = [e for e in read_metrics(metrics) if "loss" in e]
-    if not entries:
-        return False
-    fixed = {"step", "epoch", "grad_norm", "learning_rate"}
-    names = [
-        "loss",
-        *sorted({n for e in entries for n in e if n not in fixed and n.rsplit("/", 1)[-1] == "loss" and n != "loss"}),
-    ]
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
-    for name in names:
-        points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
-        axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None) if points else None
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss")
-    axes.set_title("Training loss")
-    axes.grid(alpha=0.3)
-    if len(names) > 1:
-        axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(picture)
-    plt.close(figure)
-    return True
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedloss.errors import EmbedlossError, naming
 from embedloss.model_names import check_model_name
+from embedloss.reporting.runs import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RESULTS_FILE, is_count
 from embedloss.training.checkpoints import last_checkpoint
 from embedloss.training.config import RunConfig, read_yaml
 from embedloss.training.data_config import data_sets
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from embedloss.training.data_sets import EvalSource, Source
 
 Say = Callable[[str], None]
-CONFIG_FILE, METRICS_FILE, PLOT_FILE, RESULTS_FILE = "run.yaml", "metrics.jsonl", "loss.png", "results.json"
-MANIFEST_FILE = "manifest.json"
+PLOT_FILE = "curves.png"
 SAME_ON_RESUME = (
     *("model", "data", "loss", "map", "drop", "scale_labels", "kind", "max_length", "batch_size", "sampler", "seed"),
     *("gradient_accumulation", "gather", "mix", "mix_temperature", "stop", "streaming", "shuffle_buffer"),
@@ -42,6 +42,9 @@ class RunResult:
         before, after: metrics on the evaluation data, empty without any.
         steps: optimizer steps.
         seconds: wall time of the training loop.
+        best: step, metric and value of the checkpoint that was kept, where the best was looked for.
+        terms: names of the terms of the loss in the log.
+        primary: the main metric of the evaluation data's format.
     """
 
     folder: str
@@ -49,6 +52,9 @@ class RunResult:
     after: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    terms: list[str] = field(default_factory=list)
+    primary: str | None = None
 
 
 @dataclass
@@ -76,6 +82,7 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
     config.validate()
     from embedloss.plugins import plugin_manager
     from embedloss.registry import create_loss
+    from embedloss.training.options import check_options
 
     for file in config.plugins:
         plugin_manager().load_file(file)
@@ -89,6 +96,7 @@ def prepare(config: RunConfig, say: Say = print) -> Prepared:
         _static_arguments(config.model)
     else:
         check_model_name(config.model)
+    check_options(config)
     from embedloss.training.data_sets import bind_evaluations, bind_sources, evaluation_paths, load_named, open_named
 
     if config.streaming:
@@ -283,15 +291,16 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
 
     from embedloss.collate import Collator
     from embedloss.encoders import Encoder, load_encoder
+    from embedloss.encoders.lora import merge_adapters
     from embedloss.mixture import MixtureCollator
     from embedloss.registry import create_loss, expression_specs
-    from embedloss.training import report
+    from embedloss.training import evidence, options, report
     from embedloss.training.guides import GuideCache
     from embedloss.training.manifest import manifest
     from embedloss.training.memory import return_freed_memory
     from embedloss.training.per_dataset import PerDataset
     from embedloss.training.step import TrainingStep
-    from embedloss.training.trainer import Trainer, TrainingArguments, save_step, step_expression
+    from embedloss.training.trainer import Trainer, save_step, step_expression
 
     if not torch.cuda.is_available():
         return_freed_memory()
@@ -303,6 +312,7 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
         loss = PerDataset(losses, {s.name: s.num_classes for s in sources}, {s.name: s.label_dimension for s in sources})
     kind = prepared.kind or choose_kind(config, loss.spec)
     encoder = make_encoder(config, sources, kind, prepared.num_classes, say)
+    options.adapt_encoder(config, encoder, say)
     for source in sources:
         query = source.binding.format.roles[0]
         if kind == "cross-encoder" and any(role != query for role in source.settings.prompts):
@@ -348,37 +358,14 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
         for part in prepared.evaluations:
             name = part.binding.format.name
             own = losses[part.source.name] if part.source else None
-            found[part.name] = evaluate(module.encoder, part.data, name, prompts=part.prompts, loss=own)
+            found[part.name] = evaluate(
+                module.encoder, part.data, name, prompts=part.prompts, loss=own, show_progress="evaluating"
+            )
             primaries[part.name] = primary_metric(name, getattr(module.encoder, "similarity", "cosine"), kind)
         return mean_metrics(found, primaries)
 
     out = Path(config.out)
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps if config.max_steps else -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate or (2e-5 if encoder.n_layers else 0.05),
-        loss_learning_rate=config.loss_learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup,
-        lr_scheduler_type=config.scheduler,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "bfloat16",
-        fp16=config.precision == "float16",
-        batch_sampler=config.sampler,
-        dataloader_num_workers=config.workers,
-        logging_steps=config.logging_steps,
-        eval_strategy="steps" if config.eval_steps and prepared.evaluations else "no",
-        eval_steps=config.eval_steps or None,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
-        save_total_limit=config.save_total_limit,
-        seed=config.seed,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments = options.training_arguments(config, encoder, prepared.evaluations)
     for key, cache in caches.items():
         with arguments.main_process_first():  # the others read what it wrote
             texts = [text for s in sources if key in losses[s.name].requires().guides for text in texts_of(s.data)]
@@ -393,6 +380,7 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
         callbacks=[report.MetricsFile(out / METRICS_FILE), *([] if quiet else [report.Progress()])],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    options.add_callbacks(trainer, config)
     from embedloss.training.plan import batch_plan, fit_memory
 
     config = fit_memory(trainer, collator, config, say)
@@ -406,49 +394,42 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
         distributions = sorted({s.distribution for source in sources for s in expression_specs(source.settings.loss)})
         facts = manifest(config, step_expression(step), distributions)
         (out / MANIFEST_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    result = RunResult(str(out))
+    result = RunResult(str(out), primary=options.main_metric(encoder, prepared.evaluations))
     result.before = _before(trainer, step, out, config)
+    if arguments.process_index == 0:
+        evidence.neighbours_of(out, "before", prepared, step.encoder, config.seed)
+    options.check_metric(arguments.metric_for_best_model, result.before)
     begin = time.perf_counter()
     if config.max_steps != 0:
         _train(trainer, out, config, say)
     result.seconds = time.perf_counter() - begin
     result.steps = trainer.state.global_step
+    result.best = options.best_checkpoint(trainer)
     if trainer.evaluator is not None:
-        result.after = (
-            {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()} if config.max_steps != 0 else result.before
-        )
+        known = options.last_evaluation(trainer) if config.max_steps != 0 else result.before
+        result.after = known or {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}
+    options.finish_reports(trainer)
     if arguments.process_index == 0:
+        if config.lora_merge:
+            merge_adapters(step.encoder)
         save_step(step, out)
-        _card(out, config, step, result)
-        if (out / METRICS_FILE).is_file() and not quiet:
-            report.plot_losses(out / METRICS_FILE, out / PLOT_FILE)
+        result.terms = list(trainer.terms)
         (out / RESULTS_FILE).write_text(json.dumps(vars(result), indent=2) + "\n", encoding="utf-8")
+        evidence.neighbours_of(out, "after", prepared, step.encoder, config.seed)
+        if not quiet:
+            evidence.draw(out, out / PLOT_FILE, say)
+        evidence.card(out, config, prepared, step, result, arguments.learning_rate)
         if result.before:
-            rows = [[k, f"{v:.4f}", f"{result.after[k]:.4f}"] for k, v in result.before.items() if not _count(k, v)]
+            rows = [[k, f"{v:.4f}", f"{result.after[k]:.4f}"] for k, v in result.before.items() if not is_count(k, v)]
             say("\n" + report.table(["metric", "before", "after"], rows))
+        if result.best:
+            say("\nbest: {metric} {value:.4f} at step {step}; that model is the one that is kept".format(**result.best))
         say(f"\nsaved to {out} after {result.steps} steps in {result.seconds:.1f} s")
+        if config.push_to_hub:
+            from embedloss.training.hub import upload
+
+            say(f"uploaded to {upload(out, config.push_to_hub, private=config.hub_private)}")
     return result
-
-
-def _card(out: Path, config: RunConfig, step: Any, result: RunResult) -> None:
-    from embedloss.encoders.card import write_card
-    from embedloss.registry import expression_specs
-    from embedloss.training.trainer import step_expression
-
-    sets = data_sets(config)
-    papers = dict.fromkeys(s.citation for part in sets for s in expression_specs(part.loss) if s.citation)
-    write_card(
-        out,
-        encoder=step.encoder,
-        loss=step_expression(step) or config.loss,
-        citation="\n".join(f"- {paper}" for paper in papers),
-        base_model=config.model,
-        data=", ".join(f"{part.name}: {part.path}" if part.name else part.path for part in sets),
-        metrics={k: v for k, v in result.after.items() if not _count(k, v)} or None,
-        steps=result.steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
 
 
 def _before(trainer: Any, step: Any, out: Path, config: RunConfig) -> dict[str, float]:
@@ -482,11 +463,6 @@ def _train(trainer: Any, out: Path, config: RunConfig, say: Say) -> None:
         raise
     except OSError as exception:
         raise EmbedlossError("E402", f"could not write to '{out}': {exception}") from exception
-
-
-def _count(name: str, value: float) -> bool:
-    """Whether a metric only counts (queries, documents) and is the same before and after."""
-    return value > 1 and float(value).is_integer() and "@" not in name
 
 
 def _indent(text: str) -> str:

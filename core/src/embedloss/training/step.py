@@ -100,6 +100,23 @@ class TrainingStep(nn.Module):
             return loss, loss.requires()
         return self.loss, self.requirements
 
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """What `TrainingArguments(gradient_checkpointing=True)` calls: recompute each layer in the backward pass."""
+        for encoder in (self.encoder, self.twin):
+            if encoder is not None:
+                if not encoder.n_layers:
+                    raise EmbedlossError("E401", f"a {type(encoder).__name__} has no layers to recompute.")
+                enable: Any = encoder.gradient_checkpointing_enable
+                enable({"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **options)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The name that newer versions of transformers call."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
     def spread(self) -> dict[str, float]:
         """How the latest batch's embeddings spread; see `embedloss.training.health.probe`."""
         if not self._last:

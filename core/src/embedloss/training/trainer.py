@@ -69,8 +69,7 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         """Processes without an accelerator form a group only if they are told that they run on CPUs."""
         accelerator = getattr(torch, "accelerator", torch.cuda)  # torch.accelerator: since 2.6
-        if not accelerator.is_available():
-            self.use_cpu = True
+        self.use_cpu = self.use_cpu or not accelerator.is_available()  # type: ignore[has-type]
         super().__post_init__()
 
 
@@ -120,6 +119,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         self.evaluator = evaluator
         self.own_sampler = batch_sampler
+        self.terms: dict[str, None] = {}  # names, in order
         self._stream_start: dict[str, Any] | None = None
         self._stream_sampler: StreamSampler | None = None
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and not isinstance(train_dataset, Streams):
@@ -240,6 +240,8 @@ class Trainer(transformers.Trainer):
         parts = [*terms.items(), *output["metrics"].items()]
         if "dataset" in inputs:  # each data set is averaged over its own steps
             parts = [(f"{inputs['dataset']}/{name}", value) for name, value in [("loss", output["loss"]), *parts]]
+            terms = {f"{inputs['dataset']}/{name}": value for name, value in {"loss": output["loss"], **terms}.items()}
+        self.terms.update(dict.fromkeys(terms))
         for name, value in (*parts, ("loss", output["loss"])):
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
