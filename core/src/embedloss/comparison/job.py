@@ -95,10 +95,10 @@ class Comparison:
 
     def records(self) -> list[dict[str, Any]]:
         """Every finished run."""
-        from embedloss.training.report import read_metrics
+        from embedloss.reporting.runs import read_entries
 
         file = self.out / RUNS_FILE
-        return read_metrics(file) if file.is_file() else []
+        return read_entries(file) if file.is_file() else []
 
     # -- runs --------------------------------------------------------------------------------------------------------
     def config(self, each: Candidate, seed: int, steps: int) -> RunConfig:

@@ -21,8 +21,9 @@ def train_one(
     import torch
 
     from embedloss.encoders import load_encoder
+    from embedloss.reporting.runs import RESULTS_FILE
     from embedloss.training.memory import peak_memory, reset_peak
-    from embedloss.training.run import RESULTS_FILE, run_training
+    from embedloss.training.run import run_training
 
     if threads:
         torch.set_num_threads(threads)

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         *,
         prompt: str = "",
         chunk_tokens: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | str = False,
     ) -> dict[int | None, np.ndarray]:
         """Embeddings from several layers in one pass: layer -> (texts, dimension) float32.
 
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
             layers: numbers of layers, 0 for the word embeddings; None is the encoder's own output.
             prompt: put before every text.
             chunk_tokens: tokens of a chunk, padding included.
-            show_progress: a progress bar on stderr.
+            show_progress: a progress bar on stderr; a text is its name.
         """
         return self._encode(texts, layers, prompt, chunk_tokens, False, show_progress, None)
 
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         prompt: str,
         chunk_tokens: int | None,
         normalize: bool,
-        show_progress: bool,
+        show_progress: bool | str,
         truncate_dim: int | None,
     ) -> dict[int | None, np.ndarray]:
         texts = [texts] if isinstance(texts, str) else list(texts)
