@@ -15,7 +15,6 @@ import random
 import shlex
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -88,10 +87,6 @@ def make_data(source: Path, work: Path, teacher: str) -> dict[str, str]:
             made.append({"query": r["anchor"], "positive": r["positive"], "negative": r["negative"], "scores": scores})
         return made
 
-    def listwise(name: str) -> list[dict[str, Any]]:
-        found = rows(source / name)
-        return [{"query": r["query"], "docs": r["docs"], "grades": r["scores"]} for r in found if any(r["scores"])]
-
     def classes(name: str, label: str) -> list[dict[str, Any]]:
         found = [{"text": r["text"], "label": r[label]} for r in rows(source / name)]
         counts = defaultdict(int)
@@ -139,8 +134,6 @@ def make_data(source: Path, work: Path, teacher: str) -> dict[str, str]:
         "vectors": [{"text": t, "embedding": [round(float(x), 6) for x in v]} for t, v in zip(general, vectors, strict=True)],
         "tatoeba": texts[:2500],
         "tatoeba-test": texts[2500:],
-        "cranfield": listwise("cranfield/listwise_train.jsonl"),
-        "cranfield-test": listwise("cranfield/listwise_test.jsonl"),
     }
     return {name: write(out / f"{name}.jsonl", items) for name, items in made.items()}
 
@@ -160,7 +153,13 @@ CASES: list[tuple[str, str, str, str, str]] = [
     ("cosent()", "stsb", "stsb-test", "spearman_cosine", ""),
     ("angle()", "stsb", "stsb-test", "spearman_cosine", ""),
     ("softmax(num_labels=3)", "nli", "stsb-test", "spearman_cosine", "--loss-learning-rate 1e-3"),
-    ("denoising_auto_encoder()", "sentences", "stsb-test", "spearman_cosine", ""),
+    (
+        "denoising_auto_encoder()",
+        "sentences",
+        "stsb-test",
+        "spearman_cosine",
+        "--no-normalize --learning-rate 5e-6 --loss-learning-rate 1e-3",
+    ),
     ("multiple_negatives_ranking()", "medquad", "medquad-test", "ndcg@10", ""),
     ("cached_multiple_negatives_ranking()", "medquad", "medquad-test", "ndcg@10", ""),
     ("multiple_negatives_symmetric_ranking()", "tldr", "tldr-test", "ndcg@10", ""),
@@ -169,16 +168,10 @@ CASES: list[tuple[str, str, str, str, str]] = [
     ("cached_gist_embed(guide='{teacher}')", "hard", "medquad-test", "ndcg@10", ""),
     ("mega_batch_margin()", "tldr", "tldr-test", "ndcg@10", "--batch-size 128"),
     ("embed_distill()", "vectors", "stsb-test", "spearman_cosine", ""),
-    ("embed_distill(projection_dim=384)", "vectors", "stsb-test", "spearman_cosine", "--loss-learning-rate 1e-3"),
+    ("embed_distill(projection_dim=384)", "vectors", "stsb-test", "spearman_cosine", "--loss-learning-rate 1e-2"),
     ("mse()", "tatoeba", "tatoeba-test", "mean_accuracy", ""),
     ("margin_mse(similarity_fct='cosine', scale=20)", "scores", "medquad-test", "ndcg@10", ""),
-    ("distill_kl_div(similarity_fct='cosine', scale=20)", "scores", "medquad-test", "ndcg@10", ""),
-    ("lambda_loss()", "cranfield", "cranfield-test", "ndcg@10", "--batch-size 4"),
-    ("list_net()", "cranfield", "cranfield-test", "ndcg@10", "--batch-size 4"),
-    ("list_mle(respect_input_order=False)", "cranfield", "cranfield-test", "ndcg@10", "--batch-size 4"),
-    ("plist_mle(respect_input_order=False)", "cranfield", "cranfield-test", "ndcg@10", "--batch-size 4"),
-    ("rank_net()", "cranfield", "cranfield-test", "ndcg@10", "--batch-size 4"),
-    ("adr_mse()", "cranfield", "cranfield-test", "ndcg@10", "--batch-size 4"),
+    ("distill_kl_div(similarity_fct='cosine', scale=20)", "scores", "medquad-test", "ndcg@10", "--batch-size 8"),
     ("multiple_negatives_ranking() + 0.1 * global_orthogonal_regularization()", "medquad", "medquad-test", "ndcg@10", ""),
     ("matryoshka(multiple_negatives_ranking(), dims=[384, 128, 32])", "medquad", "medquad-test", "ndcg@10", ""),
     ("adaptive_layer(multiple_negatives_ranking())", "medquad", "medquad-test", "ndcg@10", ""),
@@ -228,38 +221,52 @@ def main() -> None:
             before[test] = metrics(start, files[test])
         loss, out = expression.format(teacher=teacher), work / "runs" / str(len(lines))
         arguments = ["--batch-size", str(BATCH), *shlex.split(more)]
-        begin = time.perf_counter()
         try:
             command(
                 "train", "--model", start, "--data", files[data], "--loss", loss, "--out", str(out), "--overwrite",
                 "--max-steps", str(options.steps), "--save-steps", "0", "--learning-rate", "5e-5", *arguments,
             )  # fmt: skip
             after = metrics(str(out), files[test])
-            cells = [f"{before[test][metric]:.4f}", f"{after[metric]:.4f}", f"{time.perf_counter() - begin:.0f} s"]
+            cells = [f"{before[test][metric]:.4f}", f"{after[metric]:.4f}"]
         except (RuntimeError, KeyError) as exception:
             print(exception, file=sys.stderr)
-            cells = ["-", "failed", "-"]
-        lines.append(f"| `{expression.replace('{teacher}', 'MINILM')}` | {data} | {test} | {metric} | {' | '.join(cells)} |")
+            cells = ["-", "failed"]
+        words = [f"`{expression.replace('{teacher}', 'MINILM')}`", f"`{more}`" if more else "", data, test, metric, *cells]
+        lines.append(f"| {' | '.join(words)} |")
         print(lines[-1], flush=True)
         if "failed" not in cells:
             finished.write_text(json.dumps({**done, expression: lines[-1]}))
             done[expression] = lines[-1]
     if options.table:
-        header = "| loss | trained on | measured on | metric | before | after | time |\n" + "| --- " * 7 + "|\n"
+        header = "| loss | options | trained on | measured on | metric | before | after |\n" + "| --- " * 7 + "|\n"
         Path(options.table).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.table).write_text(TEXT + header + "\n".join(lines) + "\n", encoding="utf-8")
+        Path(options.table).write_text(TEXT + header + "\n".join(lines) + "\n" + NOTES, encoding="utf-8")
 
 
 TEXT = """# Every loss, trained
 
-One hundred steps of `embedloss train` from a weakened start: the first two layers of MiniLM, batches of 32 unless the script
-says otherwise, learning rate 5e-5. The whole MiniLM is teacher and guide. The step count is far too small for good models; the
-question is only whether each loss moves its metric in the right direction on real data. Made by
+One hundred steps of `embedloss train` from a weakened start: the first two layers of MiniLM, learning rate 5e-5 and batches of
+32 unless the row says otherwise. The whole MiniLM is teacher and guide. The step count is far too small for good models; the
+question is only whether each loss moves its metric in the right direction on real data. Losses of rerankers have
+[a page of their own](rerankers.md). Made by
 
 ```text
 python tests/bench/trained.py --data DATA --work FOLDER --table docs/results/trained.md
 ```
 
+"""
+
+NOTES = """
+## What did not move, and why
+
+**contrastive_tension** moved nothing (0.5610 to 0.5609, learning rate 5e-6) while the model scaled its embeddings to length 1, as
+MiniLM does: the loss reads dot products, which then stay between -1 and 1. It now warns of such a model. Without the
+scaling (`--no-normalize`) it gains at 1e-5; at 5e-5 it destroys the start (0.4532).
+
+**denoising_auto_encoder** does not help this start, in either library. DENOISING
+
+**embed_distill with a projection** stood still (0.5598) at 1e-3 for the projection: a random projection must be learnt
+before the encoder can follow. At 1e-2 it gains.
 """
 
 
