@@ -1,6 +1,6 @@
 """Train the denoising auto-encoder with ours and with sentence-transformers' loss, from one start, on the same damaged texts.
 
-    python tests/bench/denoising.py --model START --data sentences.jsonl --test stsb-test.jsonl [--steps 100] [--learning-rate 5e-5]
+    python tests/bench/denoising.py --model START --data sentences.jsonl --test stsb-test.jsonl [--steps 100]
 
 Prints the losses on the way and Spearman's correlation of cosines with the scores of the test pairs (first, second, score).
 docs/results/trained.md has the result.
