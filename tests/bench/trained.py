@@ -265,10 +265,10 @@ scaling (`--no-normalize`) it gains at 1e-5, and destroys the start at 5e-5 (0.4
 
 **denoising_auto_encoder** does not help this start, in either library. At 5e-5 it takes the cosines of this start, which was
 trained to compare sentences, from 0.5610 to 0.4303, and sentence-transformers' loss takes them to 0.4303 too, on the same
-damaged texts (`tests/bench/denoising.py`). From the first token's vector in place of the mean it went from 0.3371 to 0.3351, and in 500
-steps of 8 to 0.3031. The row above gives the decoder's new weights a rate of their own and leaves the encoder nearly alone:
-nothing is lost, and nothing is gained that one may count. The paper starts from plain language models and trains on 100,000 and
-more sentences; 3,200 are here.
+damaged texts (`tests/bench/denoising.py`). From the first token's vector in place of the mean it went from 0.3371 to 0.3351,
+and in 500 steps of 8 to 0.3031. The row above gives the decoder's new weights a rate of their own and leaves the encoder nearly
+alone: nothing is lost, and nothing is gained that one may count. The paper starts from plain language models and trains on
+100,000 and more sentences; 3,200 are here.
 
 **embed_distill with a projection** stood still (0.5598) at 1e-3 for the projection: a random projection must be learnt
 before the encoder can follow. At 1e-2 it gains.
