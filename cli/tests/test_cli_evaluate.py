@@ -123,6 +123,10 @@ def test_compare(run, model, pairs, tmp_path):
     assert [len(s["values"]) for s in found.json["standings"]] == [2, 2]
     assert found.json["command"] == command
     assert not list((tmp_path / "runs" / "runs").rglob("*.safetensors"))
+    assert "runs/report.html" in result.out.splitlines()
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "ndcg@10" in page
+    assert "mega-batch-margin" in page
 
 
 @pytest.mark.parametrize(

@@ -176,13 +176,10 @@ def document(job: Comparison, standings: list[Standing]) -> dict[str, Any]:
 
 def report(job: Comparison, standings: list[Standing]) -> str:
     """Write the page that shows the first run of every loss, in their order; its path."""
-    import importlib.util
+    from embedloss.reporting import read_run, write_page
 
-    if importlib.util.find_spec("embedloss.reporting") is None:
-        return ""
-    reporting: Any = importlib.import_module("embedloss.reporting")
-    runs = [reporting.read_run(folder) for folder in job.folders(standings)]
-    return str(reporting.write_page(runs, job.out / "report.html")) if runs else ""
+    runs = [read_run(folder) for folder in job.folders(standings)]
+    return str(write_page(runs, job.out / "report.html")) if runs else ""
 
 
 def register(app: typer.Typer) -> None:
