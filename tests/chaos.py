@@ -287,8 +287,8 @@ def differences(whole: Path, broken: Path) -> list[str]:
     import torch
     from safetensors.torch import load_file
 
+    from embedloss.reporting.runs import read_entries
     from embedloss.training.checkpoints import checkpoints
-    from embedloss.training.report import read_metrics
 
     found: list[str] = []
     names = [sorted(str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()) for f in (whole, broken)]
@@ -307,7 +307,7 @@ def differences(whole: Path, broken: Path) -> list[str]:
         elif name.endswith("trainer_state.json"):
             same = equal(*(clean(json.loads(file.read_text(encoding="utf-8"))) for file in (one, two)))
         elif name.endswith("metrics.jsonl"):
-            same = equal(*(clean(read_metrics(file)) for file in (one, two)))
+            same = equal(*(clean(read_entries(file)) for file in (one, two)))
         elif "progress_" in name or name.endswith("stream.json"):
             same = one.read_bytes() == two.read_bytes()
         else:

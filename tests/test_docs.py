@@ -11,13 +11,17 @@ from embedloss import list_losses
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+CONTINUED = [DOCS / "data.md"]  # its later blocks go on with what the first made
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def blocks():
     found = []
     for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
-        for number, code in enumerate(BLOCK.findall(page.read_text(encoding="utf-8"))):
+        codes = BLOCK.findall(page.read_text(encoding="utf-8"))
+        if page in CONTINUED:
+            codes = ["\n".join(codes)]
+        for number, code in enumerate(codes):
             found.append(pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}"))
     return found
 

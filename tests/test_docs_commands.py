@@ -87,6 +87,9 @@ def world(models, tmp_path, monkeypatch):
     lines(tmp_path / "corpus.jsonl", [{"doc_id": str(i), "text": text} for i, text in enumerate(texts)])
     lines(tmp_path / "queries.jsonl", [{"query_id": str(i), "text": f"query {i}"} for i in range(6)])
     lines(tmp_path / "qrels.jsonl", [{"query_id": str(i), "doc_id": str(i), "label": 1} for i in range(6)])
+    (tmp_path / "run.yaml").write_text(
+        "model: MODEL\ndata: pairs.jsonl\nloss: mnrl\nout: runs/yaml\nmax_steps: 2\nsave_steps: 1\n"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -100,6 +103,8 @@ def test_a_page_runs_as_it_stands(page, world, capsys):
         out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else None
         if out is not None and out.is_file():
             out.unlink()  # the next example writes to the same name
+        if "--resume" in arguments:  # of a run that was killed after its first checkpoint
+            assert run([a for a in arguments if a != "--resume"]) == 0
         assert run(arguments) == 0, f"embedloss {shlex.join(arguments)}\n{capsys.readouterr().err}"
         assert out is None or out.exists()
 

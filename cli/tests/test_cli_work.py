@@ -210,7 +210,7 @@ def test_every_setting_has_an_option(config):
 
     hints = typing.get_type_hints(RunConfig)
     special = {"map": ["--map", "a=b"], "drop": ["--drop", "c"], "prompts": ["--prompt", "a=b"], "plugins": []}
-    special |= {"lora": ["--lora", "r=8"], "normalize": ["--normalize"]}
+    special |= {"lora": ["--lora", "r=8"], "normalize": ["--normalize"], "recompute": ["--recompute", "auto"]}
     for field in dataclasses.fields(RunConfig):
         if field.name in special:
             arguments = special[field.name]

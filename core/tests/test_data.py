@@ -206,7 +206,8 @@ def test_hub_ids(tmp_path, monkeypatch, name):
     assert not looks_local(name)
     calls = []
 
-    def fake(path, config, split):
+    def fake(path, config, split, streaming):
+        assert not streaming
         calls.append((path, config, split))
         return datasets.Dataset.from_list(ROWS)
 

@@ -282,7 +282,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_with_and_without_workers(mode
     logs = [[(e["step"], e["epoch"], e["loss"]) for e in t.state.log_history if "loss" in e] for t in (whole, again)]
     assert logs[0] == logs[1]
     (tmp_path / "part" / "checkpoint-10" / "stream.json").unlink()
-    with pytest.raises(EmbedlossError, match=r"has no stream\.json") as caught:
+    with pytest.raises(EmbedlossError, match=r"stream\.json is missing") as caught:
         make_trainer(model, tmp_path / "part", stream()).train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-10"))
     assert caught.value.code == "E403"
 

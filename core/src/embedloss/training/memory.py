@@ -72,7 +72,8 @@ def out_of_memory(exception: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the CPU, where torch says so in words only."""
     if isinstance(exception, (torch.OutOfMemoryError, MemoryError)):
         return True
-    words = ("can't allocate memory", "Cannot allocate memory", "out of memory")
+    # The last is oneDNN's, which cannot place its kernels then.
+    words = ("can't allocate memory", "Cannot allocate memory", "out of memory", "could not create a primitive")
     return isinstance(exception, RuntimeError) and any(word in str(exception) for word in words)
 
 
