@@ -1,5 +1,6 @@
 """Memory: chunks cut anew, real failures of allocation, the choice of a chunk, and what the batch plan says."""
 
+import os
 import re
 import resource
 import subprocess
@@ -70,7 +71,9 @@ def run_out_of_memory(model, out):
 
 
 def test_without_recompute_the_error_says_what_to_type(model, tmp_path):
-    done = subprocess.run([sys.executable, __file__, model, str(tmp_path)], capture_output=True, text=True, check=False)
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # a new thread's stack would be refused first
+    arguments = [sys.executable, __file__, model, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=one)
     assert re.search(r"memory ran out at step 1 .*Type --recompute auto, or a smaller", done.stdout, re.DOTALL), done.stderr
 
 
