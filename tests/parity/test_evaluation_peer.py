@@ -1,18 +1,29 @@
-"""Every metric equals that of sentence-transformers' evaluators on the same embeddings."""
+"""Every metric equals that of sentence-transformers' evaluators on the same embeddings, or with the same model."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from embedloss import create_loss, load_encoder
+from embedloss.encoders import CrossEncoder
 from embedloss.evaluation import evaluate, retrieval
+from embedloss.testing.models import SENTENCES, tiny_bert, tiny_cross_encoder
 
 pytest.importorskip("sentence_transformers")
+from sentence_transformers import CrossEncoder as PeerCrossEncoder
+from sentence_transformers import InputExample, SentenceTransformer
+from sentence_transformers.cross_encoder.evaluation import (
+    CrossEncoderClassificationEvaluator,
+    CrossEncoderCorrelationEvaluator,
+)
 from sentence_transformers.sentence_transformer import evaluation as peer
+from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from sentence_transformers.util import quantize_embeddings
 
 torch.set_num_threads(1)
@@ -196,3 +207,51 @@ def test_teacher_and_translation(monkeypatch: pytest.MonkeyPatch) -> None:
         theirs = run(evaluator, Model(), monkeypatch)
         ours = evaluate(Model(), rows, "text+embedding", truncate_dim=dimension)
         assert -100 * ours["mse"] == pytest.approx(theirs["negative_mse"], rel=1e-6)
+
+
+PAIRS = [(SENTENCES[i % len(SENTENCES)], SENTENCES[(3 * i + i // 7) % len(SENTENCES)]) for i in range(120)]
+
+
+def test_classifier_of_a_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Accuracy of the softmax loss's own classifier on a transformer."""
+    folder = tiny_bert(tmp_path / "model")
+    labels = [i * i % 3 + i % 2 for i in range(len(PAIRS))]
+    classes, model = max(labels) + 1, SentenceTransformer(folder, device="cpu")
+    theirs = SoftmaxLoss(model, model.get_embedding_dimension(), num_labels=classes)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(theirs.classifier.weight.shape, generator=generator)
+    theirs.classifier.weight.data, theirs.classifier.bias.data[:] = weight, 0.0
+    ours = create_loss(f"softmax({weight.shape[1] // 3}, num_labels={classes})")
+    ours.linear.load_state_dict(theirs.classifier.state_dict())
+    examples: Any = [InputExample(texts=list(pair), label=label) for pair, label in zip(PAIRS, labels, strict=True)]
+    loader: Any = torch.utils.data.DataLoader(examples, batch_size=16)
+    evaluator = peer.LabelAccuracyEvaluator(loader, softmax_model=theirs, write_csv=False)
+    expected = run(evaluator, model, monkeypatch)["accuracy"]  # type: ignore[arg-type]
+    rows = [{"first": a, "second": b, "label": label} for (a, b), label in zip(PAIRS, labels, strict=True)]
+    found = evaluate(load_encoder(folder), rows, "pairs+class", loss=ours)["accuracy"]
+    assert 0.05 < expected < 0.95
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_cross_encoders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classes: int) -> None:
+    """Correlations of scores; accuracy and F1 of classes."""
+    encoder = load_encoder(tiny_cross_encoder(tmp_path / "model", num_labels=classes))
+    assert isinstance(encoder, CrossEncoder)
+    encoder.model.classifier.weight.data *= 50  # type: ignore[union-attr,operator]  # far apart beside rounding
+    encoder.save(tmp_path / "saved")
+    model, pairs = PeerCrossEncoder(str(tmp_path / "saved"), device="cpu"), [list(pair) for pair in PAIRS]
+    if classes == 1:
+        gold: list[Any] = [i % 11 / 10 for i in range(len(PAIRS))]
+        theirs = run(CrossEncoderCorrelationEvaluator(pairs, gold, write_csv=False), model, monkeypatch)  # type: ignore[arg-type]
+    else:
+        gold = [i * i % 3 for i in range(len(PAIRS))]
+        theirs = run(CrossEncoderClassificationEvaluator(pairs, gold, write_csv=False), model, monkeypatch)  # type: ignore[arg-type]
+    rows = [{"first": a, "second": b, "label": label} for (a, b), label in zip(PAIRS, gold, strict=True)]
+    ours = evaluate(encoder, rows, "pairs+score" if classes == 1 else "pairs+class")
+    # With one class a pair, the micro-averaged F1 is the accuracy.
+    names = {"pearson": "pearson", "spearman": "spearman"} if classes == 1 else {"accuracy": "f1_micro", "f1_macro": "f1_macro"}
+    assert set(ours) == set(names)
+    for name, their_name in names.items():
+        assert abs(ours[name]) > 0.01
+        assert ours[name] == pytest.approx(theirs[their_name], abs=1e-6), name
