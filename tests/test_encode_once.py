@@ -6,7 +6,9 @@ import torch
 
 from embedloss import TrainingStep, create_loss, load_encoder
 from embedloss.collate import Collator, Keyed
+from embedloss.encoders.base import draws, recomputed
 from embedloss.testing.models import SENTENCES, tiny_bert
+from embedloss.training import Trainer, TrainingArguments
 
 EXPRESSIONS = [
     "mnrl()",
@@ -72,3 +74,54 @@ def test_terms_are_logged_under_their_names(model):
     assert "matryoshka/8/loss" in terms
     assert "matryoshka/32/loss" in terms
     assert any(name.startswith("global-orthogonal-regularization/") for name in terms)
+
+
+# -- equal texts -------------------------------------------------------------------------------------------------------
+def repeated_rows():
+    rows = [{"anchor": SENTENCES[i % 5], "positive": f"{SENTENCES[i % 7]} {SENTENCES[i % 3]}"} for i in range(24)]
+    return Keyed(datasets.Dataset.from_list(rows)).__getitems__(list(range(24)))
+
+
+def test_equal_texts_are_encoded_once_without_dropout(tmp_path):
+    gradients, encoded = [], []
+    for share in (False, True):
+        encoder = load_encoder(tiny_bert(tmp_path / str(share), dropout=0.0))
+        assert not draws(encoder)
+        step = TrainingStep(encoder, create_loss("mnrl + 0.1 * gor"), recompute=True).train()
+        batch = Collator(encoder.processor, step.loss, "pairs", 100, prompts={"positive": "doc "}, share=share)(repeated_rows())
+        encoded.append(sum(len(chunk["input_ids"]) for chunk in batch["chunks"]))
+        output = step(batch)
+        output["loss"].backward()
+        gradients.append((output["loss"], {n: p.grad for n, p in step.named_parameters() if p.grad is not None}))
+    assert encoded == [48, 26]  # 5 anchors and 21 positives
+    (plain, one), (shared, other) = gradients
+    torch.testing.assert_close(plain, shared)
+    assert max(float(g.abs().max()) for g in one.values()) > 0.01
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_trainer_shares_equal_texts_unless_dropout_makes_them_differ(tmp_path, dropout):
+    encoder = load_encoder(tiny_bert(tmp_path / "model", dropout=dropout))
+    step = TrainingStep(encoder, create_loss("mnrl"))
+    collator = Collator(encoder.processor, step.loss, "pairs")
+    assert collator.share is None
+    data = datasets.Dataset.from_list([{"anchor": "a", "positive": "b"}] * 4)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    Trainer(step, arguments, train_dataset=data, collator=collator)
+    assert collator.share is (dropout == 0.0)
+    assert draws(encoder) is (dropout > 0.0)
+
+
+def test_a_dropout_that_only_the_attention_has_counts(tmp_path):
+    encoder = load_encoder(tiny_bert(tmp_path / "model", dropout=0.0))
+    encoder.model.config.attention_probs_dropout_prob = 0.1
+    assert draws(encoder)
+
+
+def test_chunks_that_are_kept_hold_no_more_than_the_largest():
+    assert recomputed([10, 20, 30]) == 2
+    assert recomputed([10, 30, 10, 20]) == 2
+    assert recomputed([30, 10, 10, 10]) == 1
+    assert recomputed([8]) == recomputed([0, 0]) == recomputed([]) == 0

@@ -52,7 +52,7 @@ def test_chunks_cut_anew_are_those_of_a_smaller_limit(model):
     large, small = (Collator(encoder.processor, loss, "pairs", limit)(rows) for limit in (2000, 150))
     assert len(small["chunks"]) > len(large["chunks"]) >= 2
     made = smaller_chunks(large["chunks"], 150, pad_id(encoder.processor.tokenizer))
-    assert torch.equal(small["order"], large["order"])
+    assert torch.equal(small["place"], large["place"])
     assert len(made) == len(small["chunks"])
     for one, two in zip(made, small["chunks"], strict=True):
         assert set(one) == set(two)

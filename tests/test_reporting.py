@@ -332,7 +332,7 @@ def test_a_finished_run_is_uploaded_without_its_checkpoints(place, tmp_path):
             check=False,
             env=environment,
             cwd=tmp_path,
-            timeout=120,
+            timeout=300,
         )
     finally:
         server.shutdown()

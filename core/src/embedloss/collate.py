@@ -73,6 +73,7 @@ class Collator:
             the student's prompts.
         seed: for the loss's `transform`.
         source: name of the data set, for messages.
+        share: encode equal texts of a batch once. Right for an encoder without dropout only; None lets the trainer decide.
     """
 
     processor: Any
@@ -84,6 +85,7 @@ class Collator:
     guides: Mapping[Any, Any] = field(default_factory=dict)
     seed: int = 0
     source: str = ""
+    share: bool | None = None
 
     def __call__(self, rows: list[Row]) -> Batch:
         """The batch of these rows."""
@@ -122,31 +124,35 @@ class Collator:
             prompts += [self.prompts.get(role, "")] * len(values)
             layout[role] = (begin, len(texts))
         batch.update(layout=layout, rows=owners, text_ids=torch.tensor([text_id(t) for t in texts]))
-        batch.update(self._chunks(self.processor, texts, prompts))
+        batch.update(self._chunks(self.processor, texts, prompts, bool(self.share)))
         batch["guides"] = [
-            self._chunks(guide[0], texts, [guide[1]] * len(texts))
+            self._chunks(guide[0], texts, [guide[1]] * len(texts), share=True)
             if isinstance(guide, tuple)
             else {"embeddings": guide.lookup(texts)}
             for guide in self.guides.values()
         ]
         return batch
 
-    def _chunks(self, processor: Any, texts: Sequence[str], prompts: Sequence[str]) -> dict[str, Any]:
+    def _chunks(self, processor: Any, texts: Sequence[str], prompts: Sequence[str], share: bool) -> dict[str, Any]:
         items: list[Any] = [None] * len(texts)
         for prompt in dict.fromkeys(prompts):
             places = [i for i, p in enumerate(prompts) if p == prompt]
             for i, item in zip(places, processor.tokenize([texts[i] for i in places], prompt), strict=True):
                 items[i] = item
-        return self._plan(processor, items)
+        return self._plan(processor, items, share)
 
-    def _plan(self, processor: Any, items: Sequence[Any]) -> dict[str, Any]:
-        if getattr(processor, "chunked", True):
-            plan = plan_chunks([len(item) for item in items], self.chunk_tokens)
-        else:
-            plan = [list(range(len(items)))]
+    def _plan(self, processor: Any, items: Sequence[Any], share: bool) -> dict[str, Any]:
+        if not getattr(processor, "chunked", True):
+            return {"chunks": [processor.pad(items)], "place": torch.arange(len(items))}
+        first: dict[Any, int] = {}  # place of each different text's first occurrence
+        firsts = [first.setdefault(item.key if share else i, i) for i, item in enumerate(items)]
+        number = {i: n for n, i in enumerate(first.values())}
+        different = [items[i] for i in number]
+        plan = plan_chunks([len(item) for item in different], self.chunk_tokens)
+        row = torch.argsort(torch.tensor([i for chunk in plan for i in chunk]))
         return {
-            "chunks": [processor.pad([items[i] for i in chunk]) for chunk in plan],
-            "order": torch.tensor([i for chunk in plan for i in chunk]),
+            "chunks": [processor.pad([different[i] for i in chunk]) for chunk in plan],
+            "place": row[[number[i] for i in firsts]],
         }
 
     def _pairs(self, batch: Batch, rows: list[Row], roles: Sequence[str]) -> None:
@@ -162,7 +168,7 @@ class Collator:
                     owners.append(i)
         batch["owners"] = torch.tensor(owners, dtype=torch.int64)
         items = self.processor.tokenize_pairs(queries, documents, self.prompts.get(roles[0], ""))
-        batch.update(self._plan(self.processor, items))
+        batch.update(self._plan(self.processor, items, bool(self.share)))
 
     def _token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         features = self.processor.pad(self.processor.tokenize(texts, ""))

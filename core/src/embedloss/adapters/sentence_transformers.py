@@ -310,8 +310,8 @@ class SentenceTransformerLoss(ForeignTrainerLoss):
             keys = ("input_ids", "attention_mask", "token_type_ids")
             plain = [{k: column[k] for k in keys if k in column} for column in columns]
             chunks = make_chunks(plain, self.chunk_tokens, _padding_id(self.inner))
-            order = torch.tensor([place for chunk in chunks for place in chunk.places])
-            embeddings: Tensor = encode_chunks(guide, [chunk.features for chunk in chunks], order)
+            place = torch.argsort(torch.tensor([place for chunk in chunks for place in chunk.places]))
+            embeddings: Tensor = encode_chunks(guide, [chunk.features for chunk in chunks], place)
             return [list(torch.split(embeddings, sizes))]
         texts: list[str] = []
         for column, rows in zip(columns, ids, strict=True):
@@ -324,7 +324,7 @@ class SentenceTransformerLoss(ForeignTrainerLoss):
         plan = plan_chunks([len(i) for i in items], tokens) if guide.processor.chunked else [list(range(len(items)))]
         padded = [guide.processor.pad([items[i] for i in chunk]) for chunk in plan]
         batch = [{k: v.to(guide.device) for k, v in features.items()} for features in padded]
-        embeddings = encode_chunks(guide, batch, torch.tensor([i for chunk in plan for i in chunk]))
+        embeddings = encode_chunks(guide, batch, torch.argsort(torch.tensor([i for chunk in plan for i in chunk])))
         return [list(torch.split(embeddings, sizes))]
 
     def _same_tokens(self, guide: Encoder, columns: Sequence[Features], prompt: str) -> bool:

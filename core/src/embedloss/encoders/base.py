@@ -222,29 +222,56 @@ def smaller_chunks(chunks: list[dict[str, Tensor]], chunk_tokens: int, padding: 
 
 
 def encode_chunks(
-    encoder: nn.Module, chunks: list[dict[str, Tensor]], order: Tensor, *, recompute: bool = False, layers: bool = False
+    encoder: nn.Module, chunks: list[dict[str, Tensor]], place: Tensor, *, recompute: bool = False, layers: bool = False
 ) -> Any:
     """Embeddings of all texts of a batch, chunk after chunk.
 
     Args:
         encoder: an `Encoder`, possibly wrapped.
         chunks: the padded chunks, on the encoder's device.
-        order: (texts,) order[k] is the place that the k-th encoded text gets in the result.
-        recompute: keep the activations of the last chunk only; those of the others are computed again in the backward
-            pass, with the same dropout. Same gradients, a third more work, the memory of one chunk.
+        place: (texts,) place[i] is the row of text i among all encoded, chunk after chunk; texts may share a row.
+        recompute: keep activations only of the last chunks, together no more tokens than the largest chunk has; those of
+            the others are computed again in the backward pass, with the same dropout. Same gradients, up to a third more
+            work, the memory of one chunk.
         layers: embeddings of every layer.
 
     Returns:
         (texts, dimension), or a list of them, one a layer.
     """
     outputs = []
+    again = recomputed([chunk["input_ids"].numel() for chunk in chunks]) if recompute and torch.is_grad_enabled() else 0
     for number, chunk in enumerate(chunks):
-        if recompute and torch.is_grad_enabled() and number < len(chunks) - 1:
+        if number < again:
             outputs.append(checkpoint(encoder, chunk, layers, use_reentrant=False, preserve_rng_state=True))
         else:
             outputs.append(encoder(chunk, layers))
     by_layer = [list(parts) for parts in zip(*outputs, strict=True)] if layers else [outputs]
     device = by_layer[0][0].device
-    place = torch.argsort(order.to(device))
-    results = [torch.cat(parts).index_select(0, place) for parts in by_layer]
+    results = [torch.cat(parts).index_select(0, place.to(device)) for parts in by_layer]
     return results if layers else results[0]
+
+
+def recomputed(tokens: Sequence[int]) -> int:
+    """How many of the first chunks are computed again: the others together have no more tokens than the largest.
+
+    Args:
+        tokens: of each chunk, padding included.
+    """
+    kept = 0
+    for number in range(len(tokens), 0, -1):
+        kept += tokens[number - 1]
+        if kept > max(tokens):  # more than the memory of one chunk
+            return number
+    return 0
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether equal texts may get different embeddings in training: a dropout, as a module or by the model's config."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        settings = config.to_dict() if hasattr(config, "to_dict") else {}
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return True
+        if any("drop" in name and isinstance(value, (int, float)) and value > 0 for name, value in settings.items()):
+            return True
+    return False

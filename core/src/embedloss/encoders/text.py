@@ -30,6 +30,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def key(self) -> tuple[bytes, bytes, int]:
+        """Equal for texts that a model cannot tell apart."""
+        return self.ids.tobytes(), b"" if self.types is None else self.types.tobytes(), self.prompt
+
 
 class TextProcessor:
     """Tokenises for a transformer and pads on the right.

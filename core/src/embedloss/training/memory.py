@@ -151,7 +151,7 @@ def estimate(step: Any, batch: Mapping[str, Any]) -> Estimate:
     with torch.random.fork_rng(), Saved([*encoder.parameters(), *encoder.buffers()]) as saved:
         encoder(features, step.requirements.layers)
     encoder.train(training)
-    texts = len(batch["order"])
+    texts = len(batch["place"])
     per_text = 2 * 4 * encoder.dimension * (encoder.n_layers + 1 if step.requirements.layers else 1)
     copies = 2 if step.twin is not None else 1
     return Estimate(fixed, copies * saved.bytes / max(min(sizes), 1), sum(sizes), max(sizes), copies * texts * per_text)

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from embedloss.collate import Keyed
+from embedloss.encoders.base import recomputed
 from embedloss.mixture import MixtureSampler
 from embedloss.streaming import Position, StreamSampler
 from embedloss.training.config import RunConfig, read_yaml
@@ -143,7 +144,7 @@ def _first_batch(trainer: Any, collator: Any, config: RunConfig, batch: dict[str
     processes = trainer.args.world_size
     lines = []
     forwards = len(batch["chunks"])
-    texts = len(batch["order"])
+    texts = len(batch["place"])
     what = "pairs" if collator.kind == "cross-encoder" else "texts"
     if shapes:
         padded = sum(n * width for n, width in shapes)
@@ -154,7 +155,8 @@ def _first_batch(trainer: Any, collator: Any, config: RunConfig, batch: dict[str
         )
     else:
         lines.append(f"first batch: {texts} texts in one lookup")
-    again = max(forwards - 1, 0) if trainer.step_module.recompute else 0
+    sizes = [int(chunk["input_ids"].numel()) for chunk in batch["chunks"]]
+    again = recomputed(sizes) if trainer.step_module.recompute else 0
     lines.append(f"forwards a step: {forwards}" + (f" and {again} again in the backward pass (recompute)" if again else ""))
     found = estimate(trainer.step_module, batch)
     lines.append(

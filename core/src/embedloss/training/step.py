@@ -142,7 +142,7 @@ class TrainingStep(nn.Module):
         encoded = (
             chunks["embeddings"]
             if encoder is None
-            else encode_chunks(encoder, chunks["chunks"], chunks["order"], recompute=recompute, layers=layers)
+            else encode_chunks(encoder, chunks["chunks"], chunks["place"], recompute=recompute, layers=layers)
         )
         stack = encoded if isinstance(encoded, list) else [encoded]
         parts = {role: [layer[begin:end] for layer in stack] for role, (begin, end) in batch["layout"].items()}
@@ -160,7 +160,7 @@ class TrainingStep(nn.Module):
     def scores(self, batch: Mapping[str, Any]) -> Scores:
         """A cross-encoder's scores: (rows, candidates) padded with 0 and a mask, or (rows, classes) for several outputs."""
         recompute = self.recompute and torch.is_grad_enabled()
-        logits = encode_chunks(self.encoder, batch["chunks"], batch["order"], recompute=recompute)
+        logits = encode_chunks(self.encoder, batch["chunks"], batch["place"], recompute=recompute)
         assert isinstance(logits, Tensor)
         scores = Scores.by_row(logits, batch["owners"], batch["count"], StepContext(self.seed, self.step))
         return replace(scores, processes=world()[1] if self.gather else 1)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from embedloss.collate import Collator, Keyed
 from embedloss.encoders import load_encoder
+from embedloss.encoders.base import draws
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss
 from embedloss.mixture import Mixture, MixtureCollator, MixtureSampler
@@ -117,6 +118,9 @@ class Trainer(transformers.Trainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
+        for part in getattr(collator, "collators", {"": collator}).values():
+            if getattr(part, "share", True) is None:
+                part.share = not draws(model)
         self.evaluator = evaluator
         self.own_sampler = batch_sampler
         self.terms: dict[str, None] = {}  # names, in order
