@@ -62,7 +62,9 @@ def run(arguments: Sequence[str]) -> int:
             for file in files:
                 plugin_manager().load_file(file)
         train_command.PLUGIN_FILES[:] = files
-        command = typer.main.get_command(app.build_app())
+        application = app.build_app()
+        app.keep_named(application, rest)
+        command = typer.main.get_command(application)
         with contextlib.ExitStack():
             result = command.main(args=with_values(rest), prog_name="embedloss", standalone_mode=True)
         return result if isinstance(result, int) else 0

@@ -63,8 +63,29 @@ def distance_name(value: Any) -> str:
 
 def unit(x: Tensor) -> Tensor:
     """Rows divided by their norm; a row of norm at most 1e-12 becomes 0 and receives gradient 0. (..., dim)."""
+    found: Tensor = _Unit.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * torch.where(norm <= EPSILON, 0.0, 1 / norm.clamp(min=EPSILON))
+    return torch.where(norm <= EPSILON, 0.0, 1 / norm.clamp(min=EPSILON))
+
+
+class _Unit(torch.autograd.Function):
+    """Less work and memory than what autograd makes of it; the backward pass is differentiable itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * _inverse_norm(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        inverse = _inverse_norm(x)
+        along = (upstream[0] * x).sum(-1, keepdim=True) * inverse.pow(2)
+        return torch.addcmul(upstream[0], x, along, value=-1) * inverse
 
 
 def euclidean_matrix(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
@@ -115,15 +136,6 @@ def pairwise_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
     if name == "squared-euclidean":
         return (x - y).pow(2).sum(-1)
     return (x - y).abs().sum(-1)
-
-
-def distance_matrix(name: str, x: Tensor, y: Tensor) -> Tensor:
-    """(n, m) distances of every row of x with every row of y."""
-    if name == "cosine":
-        return 1 - matrix("cosine", x, y)
-    if name == "manhattan":
-        return torch.cdist(x, y, p=1.0)
-    return euclidean_matrix(x, y, squared=name == "squared-euclidean")
 
 
 Similarity = Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ import torch
 from embedloss import Embeddings, EmbedlossError, create_loss, list_losses
 from embedloss.loss import ModelInfo
 from embedloss.testing.models import tiny_bert
-from embedloss_contrastive.functional import draw_partners, own_match
+from embedloss_contrastive.functional import draw_partners
 
 DISTANCES = ["cosine", "euclidean", "squared-euclidean", "manhattan"]
 LABELLED = ["contrastive", "online-contrastive"]
@@ -345,7 +345,8 @@ def test_in_batch_tension_equals_its_definition(rows, name, scale):
 @pytest.mark.parametrize("tile", [2, 256])
 def test_equal_texts_are_no_negatives_when_masked(tile, monkeypatch):
     """Texts 0 and 3 are equal, and text 6 has no other text that differs where all ids are one."""
-    monkeypatch.setattr(own_match, "__defaults__", (tile, None))
+    monkeypatch.setattr("embedloss.contrast.TILE_ELEMENTS", tile)
+    monkeypatch.setattr("embedloss.contrast.TILE_ROWS", tile)
     f1, f2, _ = pair(3, 7)
     ids = torch.tensor([1, 2, 3, 1, 4, 5, 3])
     loss = create_loss("ct_in_batch(learnable_scale=False, scale=3, mask_same_text=True)").double()
@@ -369,13 +370,21 @@ def test_equal_texts_are_no_negatives_when_masked(tile, monkeypatch):
         loss(Embeddings.of(text=f2).with_twin(Embeddings.of(text=f1)))
 
 
-def test_blocks_of_any_size_give_the_same():
+def test_blocks_of_any_size_give_the_same(monkeypatch):
     f1, f2, _ = pair(1, 23)
-    scale = torch.tensor(5.0, dtype=torch.float64)
-    wanted, expected = value_and_gradient(lambda a, b, s: own_match(a, b, 0, s, "cosine").sum(), f1, f2, scale)
+
+    def run():
+        loss = create_loss("ct_in_batch(scale=5)").double()
+        total = lambda a, b: loss(Embeddings.of(text=b).with_twin(Embeddings.of(text=a))).total  # noqa: E731
+        value, gradients = value_and_gradient(total, f1, f2)
+        return value, [*gradients, loss.log_scale.grad]
+
+    wanted, expected = run()
     assert all(g.abs().max() > 1e-3 for g in expected)
+    monkeypatch.setattr("embedloss.contrast.TILE_ELEMENTS", 1)
     for tile in (1, 6, 22):
-        value, gradients = value_and_gradient(lambda a, b, s, n=tile: own_match(a, b, 0, s, "cosine", n).sum(), f1, f2, scale)
+        monkeypatch.setattr("embedloss.contrast.TILE_ROWS", tile)
+        value, gradients = run()
         assert abs(value - wanted) < 1e-12
         assert all((g - e).abs().max() < 1e-12 for g, e in zip(gradients, expected, strict=True))
 

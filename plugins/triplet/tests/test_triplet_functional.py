@@ -84,6 +84,18 @@ def test_mined_losses_equal_their_definition(loss, name, margin):
     assert taught >= 2
 
 
+@pytest.mark.parametrize("few", [-1, 100])
+@pytest.mark.parametrize("classes", [2, 12])
+def test_batch_all_counts_by_sorting_and_one_by_one(few, classes, monkeypatch):
+    monkeypatch.setattr("embedloss_triplet.functional.FEW", few)
+    x, labels = batch(0, 24, classes)
+    value, (gradient,) = value_and_gradient(lambda t: create_loss("batch_all_triplet")(Embeddings.of(text=t), labels).total, x)
+    wanted, (expected,) = value_and_gradient(lambda t: by_definition("batch-all-triplet", t, labels, "euclidean", 5), x)
+    assert expected.abs().max() > 1e-3
+    assert abs(value - wanted) < 1e-10
+    assert (gradient - expected).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize("loss", MINED)
 @pytest.mark.parametrize("margin", [0.0, 1.0, 2.0])
 def test_ties_are_neither_active_nor_beyond(loss, margin):

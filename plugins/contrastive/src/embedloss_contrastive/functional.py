@@ -6,12 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from embedloss.in_batch import Mask
-from embedloss.similarity import matrix
-
-TILE = 256  # rows a block of `own_match`
 
 
 def contrastive(distances: Tensor, same: Tensor, margin: float) -> Tensor:
@@ -68,47 +62,3 @@ def draw_partners(texts: int, partners: int, generator: torch.Generator) -> Tens
         return torch.empty(texts, 0, dtype=torch.int64)
     away = torch.randint(1, texts, (texts, partners), generator=generator)
     return (torch.arange(texts)[:, None] + away) % texts
-
-
-def own_match(
-    own: Tensor,
-    pool: Tensor,
-    offset: int,
-    scale: Tensor | float,
-    similarity: str,
-    tile: int = TILE,
-    excluded: Mask | None = None,
-) -> Tensor:
-    """(rows,) cross-entropy of finding each row's match, pool[offset + i], among the pool.
-
-    Beyond one block the similarities are computed again in the backward pass, so that memory is (tile x pool).
-
-    Args:
-        own: (rows, dim).
-        pool: (texts, dim).
-        offset: where the matches of the own rows begin.
-        scale: factor on the similarities.
-        similarity: cosine, dot, euclidean or manhattan.
-        tile: rows a block.
-        excluded: True where a text of the pool is no candidate; never the match.
-    """
-    if len(pool) < 2 or len(own) == 0:
-        return (own * 0).sum(1) + (pool * 0).sum() + own.new_zeros(()) * scale
-
-    def block(rows: Tensor, place: Tensor, everything: Tensor, factor: Tensor) -> Tensor:
-        logits = matrix(similarity, rows, everything) * factor
-        match = logits.gather(1, place[:, None])
-        # Not lse(all) - match, which cancels once the match is far ahead.
-        rest = logits.scatter(1, place[:, None], -math.inf)
-        if excluded is not None:  # finite, so that the gradient of a row without candidates is 0 rather than NaN
-            lowest = torch.finfo(rest.dtype).min / 4
-            rest = rest.masked_fill(excluded(int(place[0]), int(place[-1]) + 1), lowest)
-        rest = rest.logsumexp(1)
-        return torch.logaddexp(torch.zeros_like(rest), rest - match[:, 0])
-
-    factor = torch.as_tensor(scale, device=own.device)
-    places = torch.arange(offset, offset + len(own), device=own.device)
-    if len(own) <= tile:
-        return block(own, places, pool, factor)
-    tiles = zip(torch.split(own, tile), torch.split(places, tile), strict=True)
-    return torch.cat([checkpoint(block, rows, place, pool, factor, use_reentrant=False) for rows, place in tiles])

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from embedloss.contrast import Block, contrast
 from embedloss.embeddings import Embeddings
 from embedloss.in_batch import equal
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, share_of
 from embedloss.similarity import pairwise_distance
 from embedloss.validate import count, positive
-from embedloss_contrastive.functional import contrastive, contrastive_tension, draw_partners, online_contrastive, own_match
+from embedloss_contrastive.functional import contrastive, contrastive_tension, draw_partners, online_contrastive
 from embedloss_contrastive.plugin import CONTRASTIVE, CT, CT_IN_BATCH, ONLINE_CONTRASTIVE
 
 
@@ -191,7 +192,16 @@ class ContrastiveTensionLossInBatchNegatives(_TwinLoss):
                 raise self.error("E206", f"needs to know equal texts for mask_same_text. Type: .with_text_ids({first}=ids)")
             excluded = equal(ids[0], ids[0])
         scale: Tensor | float = self.scale if self.log_scale is None else self.log_scale.exp()
-        how: dict[str, Any] = {"scale": scale, "similarity": self.similarity_fct, "excluded": excluded}
-        terms = own_match(emb.twin.own(first), emb.pool(second), emb.offset(second), **how)
-        terms = terms + own_match(emb.own(second), emb.twin.pool(first), emb.offset(first), **how)
-        return LossOutput.of(0.5 * emb.joint_mean(terms), scale=torch.as_tensor(scale))
+        total, _ = contrast(
+            {"twin": emb.twin.pool(first), "text": emb.pool(second)},
+            [
+                Block("twin", "text", 0, "positive", excluded),
+                Block("text", "twin", 1, "positive", excluded),
+            ],
+            scale=scale,
+            similarity=self.similarity_fct,
+            begin=emb.row_offset,
+            end=emb.row_offset + len(emb),
+            divisor=emb.pool_size / emb.world_size,
+        )
+        return LossOutput.of(total, scale=torch.as_tensor(scale))

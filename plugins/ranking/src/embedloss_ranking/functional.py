@@ -1,162 +1,23 @@
 """In-batch softmax losses as pure functions.
 
-Every loss here asks each row to score its positive above a set of other candidates. The set is described by `Block`s, and
-one kernel (`contrast`) evaluates any list of them: over row blocks, with the gradient taken at once, so that no (rows x pool)
-matrix is ever kept.
+Every loss here asks each row to score its positive above a set of other candidates, described by `Block`s for `contrast`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from embedloss.autograd import with_gradients
+from embedloss.contrast import Block, contrast, nan_unless_finite
 from embedloss.in_batch import Mask, Masks, any_of
-from embedloss.similarity import matrix, unit
+from embedloss.similarity import unit
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = ("in_batch_negatives", "hard_negatives", "all_negatives")
-TILE_ELEMENTS = 2**20  # of one (tile x columns) matrix
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of candidates: for each row i, the similarities of its text of role `left` with every text of role `right`.
-
-    Args:
-        left: a role with one text a row.
-        right: a role.
-        group: blocks of one group share a softmax; the row's loss is the mean over groups.
-        diagonal: what text i of `right` is for row i: the "positive", "excluded", or a "candidate" like any other (also where
-            `right` is not aligned with the rows).
-        excluded: True where a text is no candidate of that row.
-        boosted: True where the logit gets `strength` times the (constant) similarity on top.
-        positives: of the first block only: True where a text is a positive of that row, as is the diagonal. The row's score is
-            then the logsumexp of all of them.
-    """
-
-    left: str
-    right: str
-    group: int = 0
-    diagonal: Literal["positive", "excluded", "candidate"] = "candidate"
-    excluded: Mask | None = None
-    boosted: Mask | None = None
-    positives: Mask | None = None
-
-
-def contrast(
-    texts: Mapping[str, Tensor],
-    blocks: Sequence[Block],
-    *,
-    scale: float | Tensor = 1.0,
-    strength: float = 0.0,
-    similarity: str = "dot",
-    begin: int = 0,
-    end: int | None = None,
-    divisor: float | None = None,
-    tile: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Softmax cross-entropy of each row's positive against the candidates of its blocks.
-
-    The first block holds the positive on its diagonal. Per group, the row's loss is `softplus(lse(others) - positive)`,
-    which is `lse(all) - positive` without its cancellation; a group without other candidates gives 0.
-
-    Args:
-        texts: role -> (texts, dim), float32 or float64. Give unit rows for cosine similarity.
-        blocks: the candidates.
-        scale: factor on similarities; a tensor receives its gradient.
-        strength: factor of the boost.
-        similarity: "dot", "euclidean" or "manhattan".
-        begin: first row that is scored.
-        end: the row after the last one; all rows if None.
-        divisor: what the sum over scored rows is divided by; their number if None.
-        tile: rows of a tile; chosen from the number of columns if None.
-
-    Returns:
-        The loss (scalar, differentiable once) and the number of scored rows that had any candidate beside the positive.
-    """
-    some = texts[blocks[0].left]
-    end = len(some) if end is None else end
-    factor = torch.as_tensor(scale, dtype=some.dtype, device=some.device)
-    inputs = {"": factor, **texts}
-    gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if t.requires_grad and torch.is_grad_enabled()}
-    blocks = [block for block in blocks if len(texts[block.right])]
-    groups = 1 + max((block.group for block in blocks), default=0)
-    columns = max((len(texts[block.right]) for block in blocks), default=1)
-    tile = tile or min(max(TILE_ELEMENTS // columns, 32), 1024)
-    share = 1 / (groups * max(float(end - begin if divisor is None else divisor), 1e-9))
-    total, active = factor.detach().new_zeros(()), factor.detach().new_zeros(())
-    for start in range(begin, end, tile):
-        stop = min(start + tile, end)
-        parts = [_similarities(similarity, texts, block, start, stop, gradients) for block in blocks]
-        with torch.no_grad():
-            logits: list[Tensor] = []
-            positive, shared = factor, None
-            others: list[list[Tensor]] = [[] for _ in range(groups)]
-            for block, (found, *_) in zip(blocks, parts, strict=True):
-                z = found * factor
-                if not logits and block.positives is None:
-                    positive = z.diagonal(start).clone()  # never boosted
-                elif block.positives is not None:
-                    own = block.positives(start, stop)
-                    shared = z.masked_fill(~own, -math.inf)
-                    positive = shared.logsumexp(1)
-                    z.masked_fill_(own, -math.inf)
-                if block.boosted is not None and strength:
-                    z += strength * found * block.boosted(start, stop)
-                if block.diagonal != "candidate":
-                    z.diagonal(start).fill_(-math.inf)
-                if block.excluded is not None:
-                    z.masked_fill_(block.excluded(start, stop), -math.inf)
-                others[block.group].append(z.logsumexp(1))
-                logits.append(z)
-            gap = torch.stack([torch.stack(group).logsumexp(0) for group in others]) - positive
-            rows = torch.logaddexp(gap, torch.zeros_like(gap))
-            total += rows.sum() * share
-            active += (gap != -math.inf).any(0).sum()
-            for block, z, (found, *leaves) in zip(blocks, logits, parts, strict=True) if gradients else ():
-                g = z.sub_((positive + rows[block.group])[:, None]).exp_()
-                if block.positives is not None and shared is not None:
-                    g -= gap[block.group].sigmoid()[:, None] * (shared - positive[:, None]).exp_()
-                elif block.diagonal == "positive":
-                    g.diagonal(start).copy_(-gap[block.group].sigmoid())
-                g *= share
-                if "" in gradients:
-                    gradients[""] += (g * found).sum()
-                if found.requires_grad:
-                    _push(found, leaves, g.mul_(factor), block, start, stop, gradients)
-        del parts, logits
-    known = [(inputs[k], g) for k, g in gradients.items()]
-    return (with_gradients(total, *known) if known else total) + nan_unless_finite(*texts.values()), active
-
-
-def _similarities(
-    name: str, texts: Mapping[str, Tensor], block: Block, start: int, stop: int, gradients: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The similarities of a tile, and the leaves of their graph."""
-    left = texts[block.left].detach()[start:stop].requires_grad_(block.left in gradients)
-    right = texts[block.right].detach().requires_grad_(block.right in gradients)
-    return matrix(name, left, right), left, right
-
-
-def _push(
-    found: Tensor, leaves: Sequence[Tensor], g: Tensor, block: Block, start: int, stop: int, gradients: Mapping[str, Tensor]
-) -> None:
-    """Add the gradients of a tile's leaves, given that of its similarities."""
-    names = [(leaf, role) for leaf, role in zip(leaves, (block.left, block.right), strict=True) if leaf.requires_grad]
-    for (leaf, role), d in zip(names, torch.autograd.grad(found, [leaf for leaf, _ in names], g), strict=True):
-        (gradients[role][start:stop] if leaf is leaves[0] else gradients[role]).add_(d)
-
-
-def nan_unless_finite(*tensors: Tensor) -> Tensor:
-    """0, or NaN where any entry is not finite: a mask must not hide what went wrong (no gradient)."""
-    finite = torch.stack([torch.isfinite(t.detach()).all() for t in tensors]).all()
-    return torch.where(finite, 0.0, math.nan).to(tensors[0].dtype)
 
 
 def multiple_negatives_ranking(
@@ -204,8 +65,6 @@ def multiple_negatives_ranking(
         The loss and the number of scored rows that had a negative.
     """
     texts = {"anchor": anchors, "positive": positives} | ({} if negatives is None else {"negative": negatives})
-    if similarity == "cosine":
-        similarity, texts = "dot", {role: unit(t) for role, t in texts.items()}
 
     def own(start: int, stop: int) -> Tensor:
         assert negative_rows is not None

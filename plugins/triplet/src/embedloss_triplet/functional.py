@@ -16,9 +16,10 @@ from torch import Tensor
 
 from embedloss.autograd import with_gradients
 from embedloss.distributed import sum_over_processes
-from embedloss.similarity import distance_matrix, pairwise_distance
+from embedloss.similarity import pairwise_distance, unit
 
 TILE = 256  # anchors a block: 1 MB a float32 matrix at a pool of 1,024 texts
+FEW = 16  # positives a row up to which counting one after the other costs less than sorting
 
 
 class Mined(NamedTuple):
@@ -55,12 +56,31 @@ def batch_all(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> M
         margin: of the hinge.
     """
     reach = d + margin
-    nearer = torch.searchsorted(torch.where(negative, d, math.inf).sort(1).values, reach) * positive
-    reached_by = d.shape[1] - torch.searchsorted(torch.where(positive, reach, -math.inf).sort(1).values, d, right=True)
-    slopes = (nearer - reached_by * negative).to(d.dtype)
+    most = int(positive.sum(1).max()) if positive.numel() else 0
+    if most <= FEW:
+        nearer, reached_by = _counted(d, reach, positive, negative, most)
+    else:
+        nearer = torch.searchsorted(torch.where(negative, d, math.inf).sort(1).values, reach) * positive
+        reached_by = d.shape[1] - torch.searchsorted(torch.where(positive, reach, -math.inf).sort(1).values, d, right=True)
+        reached_by *= negative
+    slopes = (nearer - reached_by).to(d.dtype)
     active = nearer.sum()
     terms = (slopes * d).sum() + margin * active.to(d.dtype)
     return Mined(terms, slopes, active, active, (positive.sum(1) * negative.sum(1)).sum())
+
+
+def _counted(d: Tensor, reach: Tensor, positive: Tensor, negative: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """How many negatives each positive reaches, and by how many positives each negative is reached, one positive at a time.
+
+    With few positives a row this costs less than two sorts.
+    """
+    nearer, reached_by = (torch.zeros(d.shape, dtype=torch.int64, device=d.device) for _ in range(2))
+    columns = positive.to(torch.uint8).topk(most, dim=1).indices
+    for column in (columns[:, k : k + 1] for k in range(most)):
+        within = (d < reach.gather(1, column)) & (negative & positive.gather(1, column))
+        nearer.scatter_add_(1, column, within.sum(1, keepdim=True))
+        reached_by += within
+    return nearer, reached_by
 
 
 def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | None) -> Mined:
@@ -108,24 +128,56 @@ def batch_semi_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float
     return Mined(torch.where(usable, torch.relu(gap), 0).sum(), slopes, usable.sum(), active.sum(), usable.sum())
 
 
-def distances(name: str, x: Tensor, y: Tensor, itself: Tensor) -> Tensor:
-    """(n, m) distances, exact also between near duplicates.
+Pull = Callable[[Tensor, Tensor, Tensor], None]
+"""(slopes, gradient of x, gradient of y): adds to the gradients what the slopes of the distances make."""
+
+
+def distances(name: str, x: Tensor, y: Tensor, itself: Tensor) -> tuple[Tensor, Pull]:
+    """(n, m) distances, exact also between near duplicates, and how their gradient reaches the vectors.
 
     The matrix product loses the digits of Euclidean distances that are small beside the norms; a block that has such a pair is
     computed again from differences, which is right to rounding and ten times slower.
 
     Args:
-        name: euclidean, squared-euclidean, manhattan or cosine.
-        x: (n, dim).
+        name: euclidean, squared-euclidean, manhattan, or cosine of unit vectors.
+        x: (n, dim), without gradient.
         y: (m, dim).
         itself: (n, m), True where both are the same text; such an entry is of no use and may be imprecise.
     """
-    d = distance_matrix(name, x, y)
-    if name == "euclidean":
-        typical = d.detach().mean(1, keepdim=True)
-        if bool(((d.detach() < 0.03 * typical) & ~itself).any()):
-            d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return d
+    if name == "cosine":
+
+        def pull_products(slopes: Tensor, of_x: Tensor, of_y: Tensor) -> None:
+            of_x.addmm_(slopes, y, alpha=-1)
+            of_y.addmm_(slopes.T, x, alpha=-1)
+
+        return 1 - x @ y.T, pull_products
+    if name == "manhattan":
+        return _through(lambda a, b: torch.cdist(a, b, p=1.0), x, y)
+    centre = y.mean(0, keepdim=True)  # a common offset would cost digits
+    a, b = x - centre, y - centre
+    square = (a @ b.T).mul_(-2).add_(a.pow(2).sum(1)[:, None]).add_(b.pow(2).sum(1)).clamp_(min=0)
+    d = square if name == "squared-euclidean" else square.sqrt_()
+    if name == "euclidean" and bool(((d < 0.03 * d.mean(1, keepdim=True)) & ~itself).any()):
+        return _through(lambda a, b: torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"), x, y)
+
+    def pull(slopes: Tensor, of_x: Tensor, of_y: Tensor) -> None:
+        each = 2 * slopes if name == "squared-euclidean" else (slopes / d).masked_fill_(d == 0, 0.0)
+        of_x.addcmul_(a, each.sum(1)[:, None]).addmm_(each, b, alpha=-1)
+        of_y.addcmul_(b, each.sum(0)[:, None]).addmm_(each.T, a, alpha=-1)
+
+    return d, pull
+
+
+def _through(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
+    leaves = x.detach().requires_grad_(), y.detach().requires_grad_()
+    with torch.enable_grad():
+        d = function(*leaves)
+
+    def pull(slopes: Tensor, of_x: Tensor, of_y: Tensor) -> None:
+        for gradient, d_leaf in zip((of_x, of_y), torch.autograd.grad(d, leaves, slopes), strict=True):
+            gradient += d_leaf
+
+    return d.detach(), pull
 
 
 def mined(
@@ -158,33 +210,33 @@ def mined(
         The scalar loss, exactly 0 with gradient 0 where there is no valid triplet; and the share of possible terms that have a
         gradient.
     """
+    if distance == "cosine":
+        own, pool = unit(own), None if pool is None or pool is own else unit(pool)
     everything = own if pool is None else pool
     classes = labels if pool_labels is None else pool_labels
     wanted = torch.is_grad_enabled() and (own.requires_grad or everything.requires_grad)
-    x, y = own.detach(), everything.detach().requires_grad_(wanted)
-    own_gradient, pool_gradient = torch.zeros_like(x), torch.zeros_like(y)
+    x, y = own.detach(), everything.detach()
+    gradients = {everything: torch.zeros_like(y), own: torch.zeros_like(x)} if wanted else {}
     # Zero times the vectors, so that a vector that is not finite makes the loss so even if it is in no triplet.
     terms = (x * 0).sum()
     counts = torch.zeros(3, dtype=torch.int64, device=x.device)
     places = torch.arange(len(y), device=x.device)
-    for begin in range(0, len(x), tile):
-        rows = slice(begin, begin + tile)
-        itself = places[offset + begin : offset + min(begin + tile, len(x)), None] == places
-        same = labels[rows, None] == classes
-        block = x[rows].requires_grad_(wanted)
-        with torch.set_grad_enabled(wanted):
-            d = distances(distance, block, y, itself)
-        found = rule(d.detach(), same & ~itself, ~same)
-        terms += found.terms
-        counts += torch.stack([found.divisor, found.active, found.possible])
-        if wanted:
-            own_gradient[rows], gradient = torch.autograd.grad(d, (block, y), found.slopes)
-            pool_gradient += gradient
+    with torch.no_grad():
+        for begin in range(0, len(x), tile):
+            rows = slice(begin, begin + tile)
+            itself = places[offset + begin : offset + min(begin + tile, len(x)), None] == places
+            same = labels[rows, None] == classes
+            d, pull = distances(distance, x[rows], y, itself)
+            found = rule(d, same & ~itself, ~same)
+            terms += found.terms
+            counts += torch.stack([found.divisor, found.active, found.possible])
+            if wanted:
+                pull(found.slopes, gradients[own][rows], gradients[everything])
     divisor, active, possible = counts if processes == 1 else sum_over_processes(counts)
     factor = processes / divisor.clamp(min=1).to(x.dtype)
     value = terms * factor
     if wanted:
-        value = with_gradients(value, (own, own_gradient * factor), (everything, pool_gradient * factor))
+        value = with_gradients(value, *((tensor, g.mul_(factor)) for tensor, g in gradients.items()))
     return value, active / possible.clamp(min=1)
 
 

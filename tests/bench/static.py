@@ -1,0 +1,127 @@
+"""Static encoders beside sentence-transformers 6.2.0, and what prepares data: plans and checks of 1,000,000 rows.
+
+    python tests/bench/static.py [--quick] [--rounds 3] [--rows 1000000]
+
+Training: the docstring pairs of `embedloss demo-data`, an untrained static encoder, mnrl, batch 2,048, the trainers of both
+sides (`sides.py`), each run a fresh process. Rows for plans and checks are generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import check_scale
+from fresh import forget_peak, forked, head, resident, row
+
+HERE = Path(__file__).parent
+BATCH = 2048
+PEER_SECONDS = 60.0
+
+
+def command(*words: str) -> str:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return done.stdout
+
+
+def training(folder: Path, rounds: int, steps: int) -> list[str]:
+    data, model = folder / "demo", folder / "static"
+    command("-m", "embedloss_cli", "demo-data", str(data))
+    command("-m", "embedloss_cli", "init-static", str(data / "train.jsonl"), str(model))
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    words = ["--model", str(model), "--data", str(data / "train.jsonl"), "--batch", str(BATCH), "--steps", str(steps)]
+    columns = list(json.loads((data / "train.jsonl").open(encoding="utf-8").readline()))[:2]
+    for _ in range(rounds):
+        for side, found in runs.items():
+            said = command(str(HERE / "sides.py"), side, *words, "--columns", ",".join(columns))
+            found.append(json.loads(said.split("RESULT ")[1].splitlines()[0]))
+    speed, memory = ({s: statistics.median(r[k] for r in f) for s, f in runs.items()} for k in ("pairs_per_second", "peak_mb"))
+    ratio = statistics.median(
+        o["pairs_per_second"] / p["pairs_per_second"] for o, p in zip(runs["ours"], runs["peer"], strict=True)
+    )
+    gap = max(abs(a - b) for a, b in zip(runs["ours"][0]["losses"], runs["peer"][0]["losses"], strict=True))
+    cells = [f"{2 * speed[side]:,.0f}" for side in runs] + [f"{ratio:.2f}"] + [f"{memory[side]:,.0f}" for side in runs]
+    return [
+        *head("training", "texts/s", "peer's", "faster", "peak MB", "peer's", "losses differ"),
+        row(f"static, batch {BATCH:,}", *cells, f"{gap:.0e}"),
+    ]
+
+
+def plan(file: str, side: str) -> tuple[float, float]:
+    """Seconds and most MB of planning one epoch without duplicates in a batch."""
+    import datasets
+
+    data = datasets.Dataset.from_parquet(file)
+    forget_peak()
+    before, _ = resident()
+    begin = time.perf_counter()
+    if side == "ours":
+        from embedloss.samplers import make_sampler
+
+        batches = len(make_sampler("no-duplicates", data, data.column_names, 256, 0).batches())
+    else:
+        from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+
+        batches = sum(1 for _ in NoDuplicatesBatchSampler(data, batch_size=256, drop_last=False))
+    assert batches >= len(data) // 256
+    return time.perf_counter() - begin, (resident()[1] - before) / 2**20
+
+
+def scale(folder: Path, rows: int) -> list[str]:
+    lines, columns = folder / "rows.jsonl", folder / "rows.parquet"
+    check_scale.write(lines, rows)
+    command("-m", "embedloss_cli", "convert", str(lines), "--to", "pairs", "--out", str(columns))
+    made = head(f"{rows:,} rows", "seconds", "MB")
+    for side, name in (("ours", "no-duplicates, embedloss"), ("peer", "no-duplicates, sentence-transformers")):
+        found = forked(plan, str(columns), side, seconds=120 if side == "ours" else PEER_SECONDS)
+        shown = (f"> {PEER_SECONDS:.0f}", "") if isinstance(found, str) else (f"{found[0]:.1f}", f"{found[1]:,.0f}")
+        made.append(row(name, *shown))
+        print(made[-1], file=sys.stderr, flush=True)
+    for file in (lines, columns):
+        seconds, memory = check_scale.measured("check", str(file), "--loss", "mnrl")
+        made.append(row(f"`embedloss check`, {file.suffix}", f"{seconds:.1f}", f"{memory:,} (whole process)"))
+        print(made[-1], file=sys.stderr, flush=True)
+    return made
+
+
+def section(quick: bool = False, rounds: int | None = None, rows: int | None = None) -> str:
+    """Its part of the page, as Markdown."""
+    rounds, rows = rounds or (1 if quick else 3), rows or (50_000 if quick else 1_000_000)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = training(Path(folder), rounds, 4 if quick else 24)
+        print(trained[-1], file=sys.stderr, flush=True)
+        lines = [
+            f"Median of {rounds} round(s): `python tests/bench/static.py{' --quick' * quick}`.",
+            "",
+            *trained,
+            "",
+            *scale(Path(folder), rows),
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round, 50,000 rows")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rows", type=int)
+    options = parser.parse_args()
+    print(section(options.quick, options.rounds, options.rows))
+
+
+if __name__ == "__main__":
+    main()
