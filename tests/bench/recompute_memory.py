@@ -1,6 +1,6 @@
 """Peak memory of one training step against the size of the batch, plain and with recomputation at a fixed chunk.
 
-    python tests/bench/recompute_memory.py [--write FILE]
+    python tests/bench/recompute_memory.py [--quick] [--write FILE]
 
 Each number is the highest resident memory of a process of its own: a random BERT of two layers and 384 dimensions, pairs of
 texts of 16 tokens, mnrl, one forward and one backward pass. FILE is a page with the markers of this table.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-BATCHES = (256, 1024, 4096)
+BATCHES = (256, 1024, 4096, 16384)
 CHUNK_TOKENS, WORDS, DIMENSION = 2048, 14, 384
 LARGEST_PLAIN = 1024  # beyond it the activations do not fit into the memory of a small machine
 BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
@@ -55,17 +55,20 @@ def measure(model: str, rows: int, recompute: bool) -> None:
     print(before, peak(), 2 * rows * DIMENSION * 4 / 1e6)
 
 
-def table() -> str:
-    """The numbers as Markdown."""
+def section(quick: bool = False) -> str:
+    """Its part of the page, as Markdown."""
     from embedloss.testing.models import tiny_bert
 
+    text_bytes = DIMENSION * 4 + (WORDS + 2) * 8  # an embedding and its token ids
     lines = [
-        "| rows a step | texts | embeddings | plain: peak of the step | `--recompute`: peak of the step |",
-        "| --- | --- | --- | --- | --- |",
+        "| rows a step | texts | embeddings | plain: peak of the step | `--recompute`: peak of the step | growth a text "
+        f"/ {text_bytes:,} B |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_bert(folder, layers=2, hidden=DIMENSION, heads=12)
-        for rows in BATCHES:
+        last: tuple[int, float] | None = None
+        for rows in BATCHES[:2] if quick else BATCHES:
             cells, size = [], 0.0
             for recompute in (False, True):
                 if rows > LARGEST_PLAIN and not recompute:
@@ -75,20 +78,23 @@ def table() -> str:
                 said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 before, after, size = map(float, said.split()[-3:])
                 cells.append(f"{after:,.0f} MB ({after - before:,.0f} above the start)")
-            lines.append(f"| {rows:,} | {2 * rows:,} | {size:.1f} MB | {cells[0]} | {cells[1]} |")
-            print(lines[-1], flush=True)
+            growth = "" if last is None else f"{(after - last[1]) * 1e6 / (2 * (rows - last[0])) / text_bytes:.1f}"
+            last = rows, after
+            lines.append(f"| {rows:,} | {2 * rows:,} | {size:.1f} MB | {cells[0]} | {cells[1]} | {growth} |")
+            print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="up to 1,024 rows")
     parser.add_argument("--write", metavar="FILE", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "ROWS", "RECOMPUTE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         model, rows, recompute = options.one
         return measure(model, int(rows), recompute == "1")
-    made = table()
+    made = section(options.quick)
     print(made)
     if options.write:
         text = options.write.read_text(encoding="utf-8")

@@ -13,9 +13,11 @@ from embedloss.errors import EmbedlossError
 from embedloss.evaluation.metrics import Floats
 from embedloss.similarity import matrix
 
-# Queries of a block, and scores held at a time: queries of a block times documents of a block.
+# Queries of a block, scores held at a time (queries of a block times documents of a block), and documents of a block: as many
+# as stay in a CPU's cache.
 BLOCK_QUERIES = 1024
 BLOCK_SCORES = 2**24
+BLOCK_DOCUMENTS = 8192
 
 
 def exact_search(
@@ -47,7 +49,7 @@ def exact_search(
     if k == 0:
         return found, scores
     width = queries.shape[1] if similarity == "manhattan" else 1
-    columns = max(1, BLOCK_SCORES // (min(BLOCK_QUERIES, max(len(queries), 1)) * width))
+    columns = max(1, min(BLOCK_SCORES // (min(BLOCK_QUERIES, max(len(queries), 1)) * width), BLOCK_DOCUMENTS))
     for begin in range(0, len(queries), BLOCK_QUERIES):
         x = _on(queries[begin : begin + BLOCK_QUERIES], device)
         best = torch.zeros((len(x), 0), device=device)
@@ -58,7 +60,7 @@ def exact_search(
                 rows, documents = excluded[0] - begin, excluded[1] - left
                 inside = (rows >= 0) & (rows < len(x)) & (documents >= 0) & (documents < block.shape[1])
                 block[torch.from_numpy(rows[inside]).to(device), torch.from_numpy(documents[inside]).to(device)] = -torch.inf
-            values, places = _top(block, k)
+            values, places = _top(block, k) if best.shape[1] < k else _above(block, best[:, -1:], k)
             # Documents found before come first, and of equal scores the first is kept.
             values, at = _top(torch.cat([best, values], 1), k)
             best, ids = values, torch.cat([ids, places + left], 1).gather(1, at)
@@ -70,6 +72,23 @@ def exact_search(
 
 def _on(part: Floats, device: str | torch.device) -> Tensor:
     return torch.from_numpy(np.array(part, dtype=np.float32)).to(device)
+
+
+def _above(values: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What may still be among the k largest of every row, and its places in order: all above the row's limit, then -inf.
+
+    Beyond the first documents that is next to nothing, and one comparison costs far less than looking for the k largest.
+    """
+    rows, places = (~(values <= limit)).nonzero(as_tuple=True)  # a NaN is above every limit
+    counts = torch.bincount(rows, minlength=len(values))
+    most = int(counts.max())
+    if most > k:
+        return _top(values, k)
+    slot = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    found = values.new_full((len(values), most), -torch.inf)
+    at = torch.zeros((len(values), most), dtype=torch.int64, device=rows.device)
+    found[rows, slot], at[rows, slot] = values[rows, places], places
+    return found, at
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from embedloss.activations import activation_name
+from embedloss.contrast import nan_unless_finite
 from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings, Scores
 from embedloss.errors import EmbedlossError
@@ -68,7 +69,7 @@ class _InBatch(InBatchLoss):
         """The loss, not a number where the judge is broken, and `active`, the share of rows that have something to learn."""
         judge = self.judge(emb)
         if judge is not None:
-            loss = loss + F.nan_unless_finite(*(judge.pool(role) for role in emb.roles)).to(loss.dtype)
+            loss = loss + nan_unless_finite(*(judge.pool(role) for role in emb.roles)).to(loss.dtype)
         return LossOutput.of(loss, active=active / max(len(emb), 1))
 
     def ranked(self, emb: Embeddings, **settings: Any) -> LossOutput:
