@@ -100,13 +100,48 @@ def test_prompts_go_to_their_role(run, write, tmp_path):
     assert refused.err.startswith("E401: prompt for the unknown role 'query'. Roles: anchor, positive.")
 
 
-def test_a_column_of_weights_is_never_left_out_silently(run, write):
-    """Rows cannot be weighted; who has weights must know it before the training."""
-    write("data.jsonl", [{**row, "weight": 0.5 + i % 2} for i, row in enumerate(PAIRS)])
-    refused = run("train", *TRAIN, "--data", "data.jsonl", "--loss", "mnrl")
-    assert refused.err.startswith("E102: the column 'weight' would not be used")
+def test_weights_of_rows(run, write, tmp_path):
+    write("data.jsonl", [{**row, "weight": float(i == 0)} for i, row in enumerate(PAIRS)])
+    checked = run("check", "data.jsonl", "--loss", "mnrl")
+    assert "the row's loss is multiplied by it" in " ".join(checked.out.split())
+    options = ("--data", "data.jsonl", "--loss", "mnrl", "--learning-rate", "1e-9")
+    one = trained(run, tmp_path, *options)
+    every = trained(run, tmp_path, *options, "--drop", "weight", "--overwrite")
+    assert one[-1]["train_loss"] < every[-1]["train_loss"] / 2
+    assert trained(run, tmp_path, *options, "--streaming", "--overwrite")
+    write(
+        "scores.jsonl",
+        [{"first": r["query"], "second": r["answer"], "score": i / 20, "weight": 1} for i, r in enumerate(PAIRS)],
+    )
+    refused = run("train", *TRAIN, "--data", "scores.jsonl", "--loss", "cosent", "--overwrite")
+    assert refused.err.startswith("E102: the column 'weight' would not be used: 'cosent' gives rows no weights.")
     assert "--drop weight" in refused.err
-    assert run("check", "data.jsonl", "--loss", "mnrl").status == 1
-    assert run("suggest", "data.jsonl").status == 0
-    done = run("train", *TRAIN, "--data", "data.jsonl", "--loss", "mnrl", "--drop", "weight")
+    assert "cosine-similarity" in refused.err
+    assert run("check", "scores.jsonl", "--loss", "cosent").status == 1
+    assert run("suggest", "scores.jsonl").status == 0
+
+
+def test_a_missing_negative_in_a_column_of_texts(run, write, tmp_path):
+    write("data.jsonl", [{**row, "negative": None if i % 3 else TEXTS[i]} for i, row in enumerate(PAIRS)])
+    assert run("check", "data.jsonl", "--loss", "mnrl").status == 0
+    for more in ((), ("--streaming", "--overwrite")):
+        assert trained(run, tmp_path, "--data", "data.jsonl", "--loss", "mnrl", *more)
+    refused = run("train", *TRAIN, "--data", "data.jsonl", "--loss", "triplet", "--overwrite")
+    assert refused.err.startswith("E104: column 'negative', rows 2, 3, 5, 6, 8")
+
+
+def test_a_list_of_positives_is_converted(run, write, tmp_path):
+    rows = [
+        {"query": row["query"], "positive": [row["answer"], f"{row['answer']} again"][: i % 3]} for i, row in enumerate(PAIRS)
+    ]
+    write("data.jsonl", rows)
+    refused = run("train", *TRAIN, "--data", "data.jsonl", "--loss", "mnrl")
+    assert refused.err.startswith("E104: 'multiple-negatives-ranking' cannot use a column.")
+    assert "embedloss convert DATA --to pairs --out FILE" in " ".join(refused.err.split())
+    assert run("check", "data.jsonl").status == 1
+    done = run("convert", "data.jsonl", "--to", "pairs", "--out", "pairs.jsonl")
     assert done.status == 0
+    assert "each of their texts makes a row" in " ".join(done.out.split())
+    made = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert made == [{"anchor": r["query"], "positive": text} for r in rows for text in r["positive"]]
+    assert trained(run, tmp_path, "--data", "pairs.jsonl", "--loss", "mnrl(positives='mean')", "--sampler", "random")

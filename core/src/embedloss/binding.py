@@ -43,6 +43,9 @@ _ROLE_NAMES = frozenset(name for names in ROLE_COLUMNS.values() for name in name
 _ID_NAMES = re.compile(r"(.*_)?(id|ids|idx|guid|uuid)|index")
 _NUMBERED = re.compile(r"(.*?[a-z])_?(\d+)")
 ID_COLUMN = "id"
+WEIGHT_COLUMN = "weight"
+NOT_TEXTS = ("label", ID_COLUMN, WEIGHT_COLUMN)
+"""Names in bound rows that are no roles of texts."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Binding:
         label: column of the label, or None.
         unused: columns that are left out.
         id: column that identifies a row, or None.
+        weight: column by whose numbers the losses of the rows are multiplied, or None.
         label_ignored: the format has a label that this loss does not look at.
     """
 
@@ -64,6 +68,7 @@ class Binding:
     unused: tuple[str, ...] = ()
     id: str | None = None
     label_ignored: bool = False
+    weight: str | None = None
 
     def describe(self) -> str:
         """The text that is printed before anything is done with the data."""
@@ -74,6 +79,8 @@ class Binding:
             parts.append(("label", f"{self.label} ({meaning})"))
         if self.id:
             parts.append(("id", self.id))
+        if self.weight:
+            parts.append(("weight", f"{self.weight} (the row's loss is multiplied by it)"))
         width = max(len(name) for name, _ in parts)
         lines = [f"format {self.format.name}", *(f"  {name:<{width}} <- {column}" for name, column in parts)]
         if self.unused:
@@ -87,6 +94,7 @@ class Binding:
             "columns": {role: list(columns) for role, columns in self.columns.items()},
             "label": self.label,
             "id": self.id,
+            "weight": self.weight,
             "unused": list(self.unused),
         }
 
@@ -121,6 +129,7 @@ class _Attempt:
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     label: str | None = None
     id: str | None = None
+    weight: str | None = None
     missing: list[str] = field(default_factory=list)
     missing_label: bool = False
     wrong: list[str] = field(default_factory=list)
@@ -138,7 +147,7 @@ class _Attempt:
     @property
     def used(self) -> set[str]:
         found = {c for columns in self.columns.values() for c in columns}
-        return found | {c for c in (self.label, self.id) if c}
+        return found | {c for c in (self.label, self.id, self.weight) if c}
 
     def order(self, kinds: Mapping[str, str]) -> tuple[int, ...]:
         """Smaller is better: nothing missing, then most columns, then the label that suits the column best."""
@@ -160,7 +169,13 @@ def _label_keys(kind: LabelKind) -> set[str]:
     return {"label", kind.name, *kind.columns}
 
 
-def _attempt(kinds: Mapping[str, str], fmt: DataFormat, mapping: Mapping[str, tuple[str, ...]], any_format: bool) -> _Attempt:
+def _attempt(
+    kinds: Mapping[str, str],
+    fmt: DataFormat,
+    mapping: Mapping[str, tuple[str, ...]],
+    any_format: bool,
+    weights: bool = False,
+) -> _Attempt:
     attempt = _Attempt(fmt)
     taken = {column for columns in mapping.values() for column in columns}
     free = [c for c in kinds if c not in taken]
@@ -176,6 +191,8 @@ def _attempt(kinds: Mapping[str, str], fmt: DataFormat, mapping: Mapping[str, tu
     ids = mapping.get(ID_COLUMN) or tuple(c for c in free if key_of(c) == ID_COLUMN and c != attempt.label)[:1]
     if ids and kinds[ids[0]] in ("text", "int"):
         attempt.id = ids[0]
+    if weights:
+        attempt.weight = _weight(attempt, kinds, mapping, free)
     # With every text role typed by the user, metadata needs no --drop; columns that are known to mean something still do.
     explicit = all(role in mapping for role in fmt.roles)
     for column, kind in kinds.items():
@@ -193,6 +210,21 @@ def _attempt(kinds: Mapping[str, str], fmt: DataFormat, mapping: Mapping[str, tu
         else:
             attempt.unused.append(column)
     return attempt
+
+
+def _weight(
+    attempt: _Attempt, kinds: Mapping[str, str], mapping: Mapping[str, tuple[str, ...]], free: Sequence[str]
+) -> str | None:
+    """The column of weights; a fault where one that the user typed holds no numbers."""
+    typed = mapping.get(WEIGHT_COLUMN)
+    if typed is None:
+        numbers = (c for c in free if kinds[c] in ("int", "float") and c not in (attempt.label, attempt.id))
+        return next((c for c in numbers if key_of(c) in _WEIGHT_NAMES), None)
+    if kinds[typed[0]] in ("int", "float"):
+        return typed[0]
+    found = KIND_NAMES.get(kinds[typed[0]], kinds[typed[0]])
+    attempt.wrong.append(f"weight <- '{typed[0]}': found {found} (row 1 on); one number a row needed")
+    return None
 
 
 def _by_name(role: str, several: bool, free: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, ...]:
@@ -256,7 +288,7 @@ def _bind_label(
 
 
 def _parse_mapping(
-    columns: Mapping[str, str], formats: Sequence[DataFormat], mapping: Mapping[str, str], loss_name: str
+    columns: Mapping[str, str], formats: Sequence[DataFormat], mapping: Mapping[str, str], loss_name: str, weights: bool = False
 ) -> dict[str, tuple[str, ...]]:
     """Explicit mapping with roles and columns checked; "a,b" are two columns for a list role."""
     lists = {role for f in formats for role in f.lists}
@@ -266,7 +298,7 @@ def _parse_mapping(
     faults = []
     for raw, value in mapping.items():
         role = key_of(raw)
-        if role not in roles and role not in labels and role != ID_COLUMN:
+        if role not in roles and role not in labels and role != ID_COLUMN and not (weights and role == WEIGHT_COLUMN):
             near = [r for r in roles if role in ROLE_COLUMNS.get(r, ())] or difflib.get_close_matches(
                 role, [*roles, "label"], 1
             )
@@ -309,6 +341,7 @@ def bind(
     *,
     loss_name: str,
     any_format: bool = False,
+    weights: bool = False,
     mapping: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
 ) -> Binding:
@@ -322,7 +355,8 @@ def bind(
         formats: formats of the loss.
         loss_name: for messages.
         any_format: take any format, and ignore its label.
-        mapping: role -> column ("a,b": several columns for a list role); "label" and "id" are roles too.
+        weights: bind a column of weights; without, it is refused.
+        mapping: role -> column ("a,b": several columns for a list role); "label", "id" and "weight" are roles too.
         drop: columns to leave out.
 
     Raises:
@@ -334,8 +368,8 @@ def bind(
     if faults:
         raise EmbedlossError("E102", _listed("a column to drop does not exist", faults, [f"columns: {_data_line(columns)}"]))
     kept = {name: kind for name, kind in columns.items() if name not in drop}
-    explicit = _parse_mapping(kept, candidates, mapping or {}, loss_name)
-    attempts = [_attempt(kept, f, explicit, any_format) for f in candidates if _takes_all(f, explicit)]
+    explicit = _parse_mapping(kept, candidates, mapping or {}, loss_name, weights)
+    attempts = [_attempt(kept, f, explicit, any_format, weights) for f in candidates if _takes_all(f, explicit)]
     if not attempts:
         takes = " or ".join(_takes(f) for f in candidates)
         raise EmbedlossError(
@@ -347,12 +381,12 @@ def bind(
             best.format if best.label or not best.format.label else replace(best.format, label=None)
         )  # any format will do, also without its label
         ignored = any_format and best.label is not None
-        return Binding(fmt, best.columns, best.label, (*best.unused, *drop), best.id, ignored)
+        return Binding(fmt, best.columns, best.label, (*best.unused, *drop), best.id, ignored, best.weight)
     raise _refusal(best, attempts, kept, candidates, loss_name, explicit)
 
 
 def _takes_all(fmt: DataFormat, mapping: Mapping[str, tuple[str, ...]]) -> bool:
-    allowed = {*fmt.roles, ID_COLUMN, *(_label_keys(fmt.label_kind) if fmt.label_kind else ())}
+    allowed = {*fmt.roles, ID_COLUMN, WEIGHT_COLUMN, *(_label_keys(fmt.label_kind) if fmt.label_kind else ())}
     return set(mapping) <= allowed and all(len(names) == 1 or role in fmt.lists for role, names in mapping.items())
 
 
@@ -376,14 +410,13 @@ def _refusal(
     refused_label = bool(best.extra_labels) and best.format.label is None
     nameable = len(best.missing) <= len(free_texts) and (bool(numbers) or not best.missing_label) and not refused_label
     if best.extra_weights and not (best.missing or best.missing_label or best.wrong or best.extra_texts or best.extra_labels):
-        name = best.extra_weights[0]
-        first = f"the column '{name}' would not be used: rows have no weights here."
-        return EmbedlossError(
-            "E102",
-            f"{first}\n  {data}\n  Type --drop {_quoted(name)}. A row that shall count twice may stand in the file twice.",
-        )
+        return weightless(loss_name, best.extra_weights[0], data)
     if best.wrong and not best.missing:
-        lines = [*best.wrong, data, f"Type --map {best.wrong[0].split()[0].strip(chr(39))}=COLUMN to take another column."]
+        lines = [*best.wrong, data]
+        positive = best.columns.get("positive", ("",))[0]
+        if positive and columns[positive] == TEXTS:
+            lines.append(f"To make a row of each positive: embedloss convert DATA --to {best.format.name} --out FILE")
+        lines.append(f"Type --map {best.wrong[0].split()[0].strip(chr(39))}=COLUMN to take another column.")
         return EmbedlossError(best.wrong_code, "\n  ".join([f"'{loss_name}' cannot use a column.", *lines]))
     lines = [data, takes]
     if (best.missing or best.missing_label) and nameable:
@@ -451,6 +484,20 @@ def _quoted(column: str) -> str:
     return column if re.fullmatch(r"[\w.,-]+", column) else f"'{column}'"
 
 
+def weightless(loss_name: str, column: str, data: str = "") -> EmbedlossError:
+    """E102 for a column of weights of a loss that has no loss of each row to multiply."""
+    from embedloss.registry import list_losses
+
+    try:
+        specs = [s for s in list_losses() if s.row_weights and s.status == "stable" and not s.recompute]
+    except EmbedlossError:
+        specs = []
+    lines = [f"the column '{column}' would not be used: '{loss_name}' gives rows no weights.", data]
+    lines.append(f"Losses that do: {', '.join(s.name for s in specs)}" if specs else "")
+    lines.append(f"Type --drop {_quoted(column)}. A row that shall count twice may stand in the file twice.")
+    return EmbedlossError("E102", "\n  ".join(line for line in lines if line))
+
+
 def losses_for(columns: Mapping[str, str], limit: int = 5) -> list[str]:
     """Names of installed losses that take these columns as they are, at most `limit`."""
     from embedloss.registry import list_losses
@@ -468,18 +515,25 @@ def losses_for(columns: Mapping[str, str], limit: int = 5) -> list[str]:
     return names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
 
 
-def fitting(columns: Mapping[str, str], *, mapping: Mapping[str, str] | None = None, drop: Sequence[str] = ()) -> list[Binding]:
+def fitting(
+    columns: Mapping[str, str],
+    *,
+    mapping: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
+    weights: bool = False,
+) -> list[Binding]:
     """Every format that the columns make, the best first. Raises E102 where they make none.
 
     Args:
         columns: name -> kind.
+        weights: bind a column of weights; without, it is refused.
         mapping: role -> column.
         drop: columns to leave out.
     """
     found = []
     for fmt in FORMATS.values():
         try:
-            found.append(bind(columns, [fmt], loss_name=fmt.name, mapping=mapping, drop=drop))
+            found.append(bind(columns, [fmt], loss_name=fmt.name, weights=weights, mapping=mapping, drop=drop))
         except EmbedlossError:
             continue
     if found:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedloss.binding import ID_COLUMN, Binding, bind, losses_for
+from embedloss.binding import ID_COLUMN, WEIGHT_COLUMN, Binding, bind, losses_for
 from embedloss.errors import EmbedlossError
 from embedloss.formats import LARGEST_ID
 from embedloss.spec import LossSpec
@@ -196,6 +196,7 @@ class _Checker:
         compared = spec.scope == "batch" and binding.format.name in ("single", "pairs")
         self.constant: dict[str, Any] = dict.fromkeys(binding.columns) if compared else {}
         self.equal = 0  # rows of two equal texts
+        self.weighed = not binding.weight  # whether a weight above 0 was seen
         self.filled: dict[str, int] = {}  # role that may be empty -> rows that hold a text
         self.lists = self.flat = 0  # lists of documents, and those in which all grades are equal
 
@@ -218,6 +219,8 @@ class _Checker:
         self.together()
         if self.binding.label and not self.binding.label_ignored:
             self.label(self.binding.label)
+        if self.binding.weight:
+            self.weight(self.binding.weight)
         self.report.rows += table.num_rows
 
     def finish(self) -> Report:
@@ -233,6 +236,8 @@ class _Checker:
                 **self.found,
             }
         self._finish_texts()
+        if not self.weighed and not any(key[1] == self.binding.weight for key in self.found):
+            self.found["E105", self.binding.weight, "weights"] = ("every weight is 0; there is nothing to learn from.", [], 0)
         name = self.binding.label
         kind = self.binding.format.label
         if name and not self.binding.label_ignored:
@@ -354,7 +359,7 @@ class _Checker:
 
     def texts(self, role: str, name: str) -> None:
         values = column_of(self.table, name)
-        optional = role in self.spec.optional and is_list(values.type)
+        optional = role in self.spec.optional
         null = _where(values.is_null())
         if len(null) and not optional:
             self.fault("E104", "no value (null) where a text is needed. Repair or remove these rows.", name, null)
@@ -362,6 +367,8 @@ class _Checker:
             blank = _where(_blank(values))
             if len(blank):
                 self.fault("E104", "empty text. Repair or remove these rows.", name, blank)
+            if optional:
+                self.filled[role] = self.filled.get(role, 0) + len(values) - len(null)
             return
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
         empty = np.setdiff1d(np.flatnonzero(lengths == 0), null)
@@ -391,6 +398,14 @@ class _Checker:
             self.filled[role] = self.filled.get(role, 0) + int((filled > 0).sum())
         elif len(without := np.flatnonzero(filled == 0)):
             self.fault("E104", f"no text for '{role}' in any of {', '.join(names)}.", None, without)
+
+    def weight(self, name: str) -> None:
+        """Weights: finite numbers from 0."""
+        numbers = column_of(self.table, name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        bad = np.flatnonzero(~np.isfinite(numbers) | (numbers < 0))
+        if len(bad):
+            self.fault("E105", "the weight of a row must be a finite number from 0, and not null.", name, bad)
+        self.weighed = self.weighed or bool((numbers > 0).any())
 
     # -- labels -------------------------------------------------------------------------------------------------------
     def label(self, name: str) -> None:
@@ -673,15 +688,16 @@ def bound_dataset(
         scale: labels are mapped linearly from the first range to the second.
 
     Returns:
-        One column a role (text, or list of texts for a list role), then "label" and "id" where they are bound. Classes
-        given by name become a `datasets.ClassLabel`, so their names are kept.
+        One column a role (text, or list of texts for a list role and where a text is missing), then "label", "id" and "weight"
+        where they are bound. Classes given by name become a `datasets.ClassLabel`, so their names are kept.
     """
     import datasets
 
     table = table_of(dataset)
     columns: dict[str, pa.Array] = {}
     for role, names in binding.columns.items():
-        columns[role] = _texts(table, names) if role in binding.format.lists else table[names[0]]
+        several = role in binding.format.lists or table[names[0]].null_count  # null: a loss to which a text is optional
+        columns[role] = _texts(table, names) if several else table[names[0]]
     feature: Any = None
     if binding.label:
         columns["label"], names_of = _labels(table, binding, classes, scale)
@@ -692,6 +708,8 @@ def bound_dataset(
             feature = datasets.ClassLabel(names=names_of)
     if binding.id:
         columns[ID_COLUMN] = table[binding.id]
+    if binding.weight:
+        columns[WEIGHT_COLUMN] = table[binding.weight].cast(pa.float64(), safe=False)
     bound = pa.table(columns)
     features = datasets.Features.from_arrow_schema(bound.schema)
     if feature is not None and pa.types.is_integer(bound.schema.field("label").type):
@@ -709,7 +727,8 @@ def _texts(table: pa.Table, names: Sequence[str]) -> pa.Array:
             return pa.array([texts or [] for texts in values.to_pylist()], pa.list_(pa.string()))
         return values.cast(pa.list_(pa.string())) if pa.types.is_fixed_size_list(values.type) else values
     single = column_of(table, names[0])
-    return pa.LargeListArray.from_arrays(np.arange(len(single) + 1), single)
+    ends = np.concatenate([[0], np.cumsum(single.is_valid().to_numpy(zero_copy_only=False))])
+    return pa.LargeListArray.from_arrays(ends, single.drop_null())
 
 
 def _labels(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embedloss.binding import weightless
 from embedloss.encoders import plan_chunks
 from embedloss.formats import get_format
 from embedloss.loss import Loss, Row
@@ -99,6 +100,10 @@ class Collator:
             batch["label"] = labels_tensor([row["label"] for row in changed], fmt.label or "score")
         if "id" in changed[0]:
             batch["row_ids"] = torch.tensor([text_id(str(row["id"])) for row in changed])
+        if "weight" in changed[0]:
+            if not self.loss.spec.row_weights:
+                raise weightless(self.loss.spec.name, "weight")
+            batch["row_weights"] = torch.tensor([float(row["weight"]) for row in changed])
         if self.kind == "cross-encoder":
             self._pairs(batch, changed, fmt.roles)
             return batch

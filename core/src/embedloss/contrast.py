@@ -58,6 +58,7 @@ def contrast(
     begin: int = 0,
     end: int | None = None,
     divisor: float | None = None,
+    weights: Tensor | None = None,
     tile: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of each row's positive against the candidates of its blocks.
@@ -74,6 +75,7 @@ def contrast(
         begin: first row that is scored.
         end: the row after the last one; all rows if None.
         divisor: what the sum over scored rows is divided by; their number if None.
+        weights: (scored rows,) what each row's loss is multiplied by.
         tile: rows of a tile; chosen from the number of columns if None.
 
     Returns:
@@ -130,11 +132,12 @@ def contrast(
             del products
             gap = torch.stack([torch.stack(group).logsumexp(0) for group in sums]) - positive
             rows = torch.logaddexp(gap, torch.zeros_like(gap))
-            total += rows.sum() * share
+            part: float | Tensor = share if weights is None else weights[start - begin : stop - begin].to(rows) * share
+            total += rows.sum() * part if isinstance(part, float) else (rows * part).sum()
             active += (gap != -math.inf).any(0).sum()
             for block, (g, largest, pull) in zip(blocks, tiles, strict=True) if gradients else ():
-                g *= ((largest - positive - rows[block.group]).exp() * share)[:, None]
-                surely = gap[block.group].sigmoid() * share
+                g *= ((largest - positive - rows[block.group]).exp() * part)[:, None]
+                surely = gap[block.group].sigmoid() * part
                 if block.positives is not None and shared is not None:
                     g -= surely[:, None] * (shared - positive[:, None]).exp_()
                 elif block.diagonal == "positive":

@@ -44,6 +44,7 @@ class _Leaves:
     gather: bool = False
     text_ids: dict[str, Tensor] = field(default_factory=dict)
     row_ids: Tensor | None = None
+    row_weights: Tensor | None = None
     tokens: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     twin: _Leaves | None = None
     guides: dict[Any, _Leaves] = field(default_factory=dict)
@@ -213,13 +214,24 @@ class Embeddings:
         """A tensor with one entry an own row (labels, say), of all processes; not cached, gradients flow."""
         return gather_rows(rows, self._leaves.sizes())
 
+    def row_weights(self) -> Tensor | None:
+        """(rows,) weights of the own rows given by the data set (the `weight` role), or None where all count alike."""
+        return self._leaves.row_weights
+
+    def weighted(self, terms: Tensor, role: str | None = None) -> Tensor:
+        """Terms, one an own row (or one a text of a role), times the weights of their rows where there are any."""
+        weights = self._leaves.row_weights
+        if weights is None:
+            return terms
+        return terms * (weights if role is None else weights[self.rows_of(role)]).to(terms)
+
     def joint_mean(self, terms: Tensor, role: str | None = None) -> Tensor:
-        """The mean of terms, one an own row (or one a text of a role); 0 without any.
+        """The mean of `weighted` terms, one an own row (or one a text of a role); 0 without any.
 
         The sum of the own terms over the mean number of terms a process, so that the mean over processes is that of all terms,
         however unevenly they lie.
         """
-        return terms.sum() * (self.world_size / max(sum(self._leaves.sizes(role)), 1))
+        return self.weighted(terms, role).sum() * (self.world_size / max(sum(self._leaves.sizes(role)), 1))
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU random generator seeded by run, step and name; equal on every process."""
@@ -296,6 +308,10 @@ class Embeddings:
     def with_row_ids(self, ids: Tensor) -> Embeddings:
         """The same embeddings with one int64 id a row, as the `id` column gives it."""
         return self._with(row_ids=ids)
+
+    def with_row_weights(self, weights: Tensor) -> Embeddings:
+        """The same embeddings with one weight a row, as the `weight` column gives it."""
+        return self._with(row_weights=weights)
 
     def with_tokens(self, **tokens: tuple[Tensor, Tensor]) -> Embeddings:
         """The same embeddings with token ids and their mask, each (texts, length), of roles that are not encoded."""

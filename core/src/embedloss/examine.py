@@ -131,11 +131,19 @@ def _bindings(
     kinds: Mapping[str, str], spec: LossSpec | None, mapping: Mapping[str, str] | None, drop: Sequence[str], loosely: bool
 ) -> list[tuple[Binding, tuple[str, ...]]]:
     if spec is not None:
-        binding = bind(kinds, spec.data_formats(), loss_name=spec.name, any_format=spec.any_format, mapping=mapping, drop=drop)
+        binding = bind(
+            kinds,
+            spec.data_formats(),
+            loss_name=spec.name,
+            any_format=spec.any_format,
+            weights=spec.row_weights,
+            mapping=mapping,
+            drop=drop,
+        )
         return [(binding, tuple(drop))]
     if loosely:
         return fitting_loosely(kinds, mapping=mapping, drop=drop)
-    return [(binding, tuple(drop)) for binding in fitting(kinds, mapping=mapping, drop=drop)]
+    return [(binding, tuple(drop)) for binding in fitting(kinds, mapping=mapping, drop=drop, weights=True)]
 
 
 def _ranked(readings: list[Reading]) -> list[Reading]:

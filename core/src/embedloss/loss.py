@@ -465,6 +465,7 @@ class Modifier(Loss):
             leaves_out=inner.leaves_out,
             equal_texts=inner.equal_texts,
             optional=inner.optional,
+            row_weights=inner.row_weights,
             best_first=inner.best_first,
             any_format=inner.any_format,
             deviations={**inner.deviations, **spec.deviations},
@@ -542,6 +543,7 @@ class WeightedSum(Loss):
             highest_label=min((s.highest_label for s in bound if s.highest_label is not None), default=None),
             leaves_out=bool(bound) and all(s.leaves_out for s in bound),
             optional=tuple(role for role in (bound[0].optional if bound else ()) if all(role in s.optional for s in bound)),
+            row_weights=bool(bound) and all(s.row_weights for s in bound),
             equal_texts=min((s.equal_texts for s in bound if s.equal_texts), default=""),
             best_first=next((s.best_first for s in bound if s.best_first), ""),
         )

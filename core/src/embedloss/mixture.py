@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from embedloss.binding import NOT_TEXTS
 from embedloss.collate import Batch, Collator
 from embedloss.errors import naming
 from embedloss.loss import Row
@@ -189,7 +190,7 @@ class Mixture:
         """
         made = {}
         for number, (name, part) in enumerate(self.parts.items()):
-            roles = [c for c in part.rows.column_names if c not in ("label", "id")]
+            roles = [c for c in part.rows.column_names if c not in NOT_TEXTS]
             kind = names.get(name, "random") if part.sampler == "auto" else part.sampler
             with naming(name):
                 made[name] = make_sampler(kind, part.rows, roles, part.batch_size or batch_size, seed + number, drop_last)

@@ -54,7 +54,8 @@ class LossSpec:
         highest_label: highest allowed label of a loss that sets no lowest one, or None.
         leaves_out: a label of -inf leaves its candidate out of the target; one finite label a row is needed.
         equal_texts: "all": pairs without a label must hold the same text twice; "some": one of them at least; "": any pairs.
-        optional: list roles of which some rows, but not all, may hold no text.
+        optional: roles of which some rows, but not all, may hold no text.
+        row_weights: a row's part of the loss is multiplied by its `weight`, where the data has that column.
         best_first: what to type where grades are not read because the documents of a list are taken as given, best first, such
             as "respect_input_order=False"; data in which a better grade comes later is refused.
         recommended: 0 to 100, how readily `embedloss suggest` names it among the losses that take the same data; 0 is last.
@@ -86,6 +87,7 @@ class LossSpec:
     leaves_out: bool = False
     equal_texts: Literal["", "some", "all"] = ""
     optional: tuple[str, ...] = ()
+    row_weights: bool = False
     best_first: str = ""
     recommended: int = 0
     advice: str = ""
@@ -178,6 +180,7 @@ class LossSpec:
             "label_range": list(self.label_range) if self.label_range else None,
             "highest_label": self.highest_label,
             "leaves_out": self.leaves_out,
+            "row_weights": self.row_weights,
             "best_first": self.best_first,
             "recommended": self.recommended,
             "status": self.status,

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import Sampler
 
-from embedloss.binding import Binding
+from embedloss.binding import NOT_TEXTS, Binding
 from embedloss.check import _Checker, bound_dataset, is_text, kind_of
 from embedloss.chunks import _union
 from embedloss.data import _array, _mixed
@@ -121,7 +121,7 @@ class Stream:
         self.kind = str(spec.sampler) if sampler == "auto" else sampler
         self.batch_size, self.weight = batch_size, weight
         used = [column for columns in binding.columns.values() for column in columns]
-        self.columns = [*used, *(c for c in (binding.label, binding.id) if c)]
+        self.columns = [*used, *(c for c in (binding.label, binding.id, binding.weight) if c)]
         self.types = {name: first.table.schema.field(name).type for name in self.columns}
         self.checker = _Checker(binding, spec, False, "random")
         self.lonely = False
@@ -266,7 +266,7 @@ class Stream:
             places, lonely = self._with_company(table, tags)
         numbers = [tags[i][1] for i in places.tolist()]
         data = self.bound(table.take(pa.array(places)), numbers)
-        roles = [c for c in data.column_names if c not in ("label", "id")]
+        roles = [c for c in data.column_names if c not in NOT_TEXTS]
         with naming(f"{self.source.name}, block {block + 1}"):
             sampler = make_sampler(self.kind, data, roles, max(size // processes, 1), seed)
             sampler.set_epoch(block)

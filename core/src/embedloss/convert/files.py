@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from embedloss.binding import Binding, fitting_loosely, key_of
+from embedloss.binding import TEXT, TEXTS, Binding, fitting_loosely, key_of
 from embedloss.check import _Checker
 from embedloss.chunks import Chunks, rows_of
 from embedloss.convert import table
@@ -20,7 +20,7 @@ from embedloss.convert.rows import NO_LABEL, NO_TEXT, bound_rows, usable
 from embedloss.convert.texts import Again
 from embedloss.errors import EmbedlossError
 from embedloss.examine import Reading, _ranked, plain_spec
-from embedloss.formats import get_format
+from embedloss.formats import ROLE_COLUMNS, get_format
 
 SUFFIXES = (".jsonl", ".parquet")
 QUERY_IDS = ("query_id", "qid", "query-id")
@@ -100,7 +100,8 @@ def _check_value(parameter: Parameter, value: Any) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 def choose_reading(chunks: Chunks, target: str, source: str | None, mapping: Mapping[str, str], drop: Sequence[str]) -> Binding:
     """How the columns are read so that they can become the target: the first format without faults in the first rows."""
-    found = [b for b, _ in fitting_loosely(chunks.kinds(), mapping=mapping, drop=drop)]
+    kinds = {**chunks.kinds(), **dict.fromkeys(several_positives(chunks.kinds(), mapping), TEXT)}
+    found = [b for b, _ in fitting_loosely(kinds, mapping=mapping, drop=drop)]
     if source is not None:
         name = get_format(source).name
         chosen = [b for b in found if b.format.name == name]
@@ -118,6 +119,12 @@ def choose_reading(chunks: Chunks, target: str, source: str | None, mapping: Map
     ranked = _ranked(readings) if len(first) > 1 else readings
     conversion = table.get([r.binding.format.name for r in ranked], target)
     return next(r.binding for r in ranked if r.binding.format.name == conversion.source)
+
+
+def several_positives(kinds: Mapping[str, str], mapping: Mapping[str, str]) -> list[str]:
+    """The columns that hold a list of positives, of which each makes a row."""
+    names = (mapping["positive"],) if "positive" in mapping else [c for c in kinds if key_of(c) in ROLE_COLUMNS["positive"]]
+    return [name for name in names if kinds.get(name) == TEXTS]
 
 
 def _column(kinds: Iterable[str], names: Sequence[str], source: str, what: str) -> str:
@@ -288,6 +295,9 @@ def convert_file(
         _explain_threshold(conversion, given, chunks, binding)
         check_parameters(conversion, given)
         report.notes.append(f"read as {binding.describe()}")
+        for name in several_positives(chunks.kinds(), mapping or {}):
+            if name == binding.columns.get("positive", ("",))[0]:
+                report.notes.append(f"'{name}' holds lists: each of their texts makes a row")
 
         def read() -> Iterator[Numbered]:
             report.dropped.clear()

@@ -27,18 +27,26 @@ def bound_rows(tables: Iterable[Any], binding: Binding, report: ConversionReport
     """Rows under the names of their roles, "label" for the label.
 
     Texts of a list that are missing or empty leave the list together with their grade or score; a row that lacks a text or a
-    label is dropped.
+    label is dropped. A list where a row has one positive makes a row of each.
     """
     number = 0
+    several = binding.columns.get("positive", ("",))[0]
     for table in tables:
         for raw in table.to_pylist():
             number += 1
             report.rows_in = number
-            row = _bound(raw, binding)
-            if isinstance(row, str):
-                report.drop(row, number)
-            else:
-                yield number, row
+            for one in _each(raw, several):
+                row = _bound(one, binding)
+                if isinstance(row, str):
+                    report.drop(row, number)
+                else:
+                    yield number, row
+
+
+def _each(raw: dict[str, Any], column: str) -> list[dict[str, Any]]:
+    """The row for each text of a column of lists; the row itself where the column holds a text."""
+    value = raw.get(column)
+    return [{**raw, column: text} for text in value or [None]] if isinstance(value, list) else [raw]
 
 
 def _bound(raw: dict[str, Any], binding: Binding) -> Row | str:

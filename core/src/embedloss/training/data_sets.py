@@ -85,6 +85,7 @@ def bind_source(settings: DataSet, raw: Any, spec: LossSpec) -> Source:
             spec.data_formats(),
             loss_name=spec.name,
             any_format=spec.any_format,
+            weights=spec.row_weights,
             mapping=settings.map,
             drop=settings.drop,
         )
@@ -115,6 +116,7 @@ def _bind_stream(settings: DataSet, first: Any, spec: LossSpec) -> Source:
             spec.data_formats(),
             loss_name=spec.name,
             any_format=spec.any_format,
+            weights=spec.row_weights,
             mapping=settings.map,
             drop=settings.drop,
         )
@@ -157,6 +159,7 @@ def bind_evaluation(name: str, raw: Any, source: Source | None, prompts: dict[st
             spec.data_formats(),
             loss_name=spec.name,
             any_format=spec.any_format,
+            weights=spec.row_weights,
             mapping=settings.map,
             drop=settings.drop,
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedloss.binding import NOT_TEXTS
 from embedloss.errors import EmbedlossError, naming
 from embedloss.model_names import check_model_name
 from embedloss.reporting.runs import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RESULTS_FILE, is_count
@@ -217,7 +218,7 @@ def texts_of(data: Any) -> list[str]:
         data = data.bound(table, range(table.num_rows))
     found: list[str] = []
     for column in data.column_names:
-        if column in ("label", "id"):
+        if column in NOT_TEXTS:
             continue
         for value in data[column][:]:
             found += [value] if isinstance(value, str) else value

@@ -155,6 +155,7 @@ class TrainingStep(nn.Module):
             self.gather,
             ids,
             batch.get("row_ids"),
+            batch.get("row_weights"),
         )
 
     def scores(self, batch: Mapping[str, Any]) -> Scores:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from embedloss.binding import NOT_TEXTS
 from embedloss.collate import Collator, Keyed
 from embedloss.encoders import load_encoder
 from embedloss.encoders.base import draws
@@ -186,7 +187,7 @@ class Trainer(transformers.Trainer):
             return OwnSampler(self.own_sampler, len(self.train_dataset))  # type: ignore[arg-type]
         name = loss.spec.sampler if self.args.batch_sampler == "auto" else self.args.batch_sampler
         columns = getattr(self.train_dataset, "column_names", [])
-        roles = [c for c in columns if c not in ("label", "id")]
+        roles = [c for c in columns if c not in NOT_TEXTS]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         if isinstance(self.train_dataset, Streams):
             total = self.args.max_steps * self.args.gradient_accumulation_steps

@@ -67,7 +67,7 @@ class ContrastiveLoss(_BinaryLoss):
         """The loss; the metric `active` is the share of pairs that have a gradient."""
         distances = pairwise_distance(self.distance, emb.own("first"), emb.own("second"))
         terms = contrastive(distances, self.is_one(labels), self.margin)
-        value = emb.joint_mean(terms) if self.reduction == "mean" else terms.sum() * emb.world_size
+        value = emb.joint_mean(terms) if self.reduction == "mean" else emb.weighted(terms).sum() * emb.world_size
         return LossOutput.of(value, active=share_of(terms > 0))
 
 

@@ -16,6 +16,7 @@ and true are refused; there, """
 
 CONTRASTIVE = LossSpec(
     name="contrastive",
+    row_weights=True,
     recommended=70,
     advice="pulls pairs of label 1 together and pushes those of label 0 beyond a margin",
     aliases=("siamese",),

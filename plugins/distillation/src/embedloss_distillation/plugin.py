@@ -32,6 +32,7 @@ _HOFSTAETTER = (
 
 EMBED_DISTILL = LossSpec(
     name="embed-distill",
+    row_weights=True,
     recommended=70,
     advice="a teacher's vectors by any similarity, through a projection where dimensions differ",
     aliases=("embedding-distillation",),
@@ -86,6 +87,7 @@ print(output.total, two_columns.total)
 
 MSE = LossSpec(
     name="mse",
+    row_weights=True,
     recommended=90,
     advice="the student's vector becomes the teacher's: smaller models, other languages",
     aliases=("embedding-mse",),

@@ -38,6 +38,7 @@ def multiple_negatives_ranking(
     begin: int = 0,
     end: int | None = None,
     divisor: float | None = None,
+    weights: Tensor | None = None,
     tile: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE over the batch (van den Oord et al. 2018, 1807.03748; Henderson et al. 2017, 1705.00652).
@@ -59,6 +60,7 @@ def multiple_negatives_ranking(
         begin: first row that is scored (this process's first).
         end: the row after the last one.
         divisor: see `contrast`.
+        weights: see `contrast`.
         tile: see `contrast`.
 
     Returns:
@@ -98,17 +100,20 @@ def multiple_negatives_ranking(
             excluded = any_of(not_own[direction], masks(left, "negative"))
             blocks.append(Block(left, "negative", group, "candidate", excluded, hard_boost if left == "anchor" else None))
     strength = hardness_strength if hardness_mode else 0.0
-    span = {"begin": begin, "end": end, "divisor": divisor, "tile": tile}
+    span = {"begin": begin, "end": end, "divisor": divisor, "weights": weights, "tile": tile}
     return contrast(texts, blocks, scale=scale, strength=strength, similarity=similarity, **span)  # type: ignore[arg-type]
 
 
-def listwise_softmax(scores: Tensor, mask: Tensor, divisor: float | None = None) -> tuple[Tensor, Tensor]:
+def listwise_softmax(
+    scores: Tensor, mask: Tensor, divisor: float | None = None, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of the first candidate of every row.
 
     Args:
         scores: (rows, candidates) logits; undefined where the mask is False.
         mask: (rows, candidates), True where there is a candidate; the first always is.
         divisor: what the sum over rows is divided by; their number if None.
+        weights: (rows,) what each row's loss is multiplied by.
 
     Returns:
         The loss and the number of rows that had another candidate.
@@ -118,7 +123,9 @@ def listwise_softmax(scores: Tensor, mask: Tensor, divisor: float | None = None)
         return scores.masked_fill(~mask, 0.0).sum() * 0, scores.new_zeros(())
     floor = torch.finfo(scores.dtype).min / 4  # finite, so that the gradient of an empty row is 0 rather than NaN
     gap = scores[:, 1:].masked_fill(~others, floor).logsumexp(1) - scores[:, 0]
-    total = torch.logaddexp(gap, torch.zeros_like(gap)).sum() / max(len(scores) if divisor is None else divisor, 1e-9)
+    rows = torch.logaddexp(gap, torch.zeros_like(gap))
+    rows = rows if weights is None else rows * weights.to(rows)
+    total = rows.sum() / max(len(scores) if divisor is None else divisor, 1e-9)
     return total, others.any(1).sum().to(scores.dtype)
 
 
@@ -132,6 +139,7 @@ def mega_batch_margin(
     begin: int = 0,
     end: int | None = None,
     divisor: float | None = None,
+    weights: Tensor | None = None,
     tile: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Hinges on the cosine of the positive and of the hardest other document (Wieting and Gimpel 2018, P18-1042).
@@ -145,6 +153,7 @@ def mega_batch_margin(
         begin: first row that is scored.
         end: the row after the last one.
         divisor: see `contrast`.
+        weights: see `contrast`.
         tile: rows of a tile.
 
     Returns:
@@ -167,5 +176,7 @@ def mega_batch_margin(
     own = anchors[begin:end]
     short = positive_margin - (own * positives[begin:end]).sum(1)
     over = ((own * positives[torch.cat(places)]).sum(1) - negative_margin).masked_fill(torch.cat(alone), -math.inf)
-    loss = (short.relu() + over.relu()).sum() / max(float(end - begin if divisor is None else divisor), 1e-9)
+    rows = short.relu() + over.relu()
+    rows = rows if weights is None else rows * weights.to(rows)
+    loss = rows.sum() / max(float(end - begin if divisor is None else divisor), 1e-9)
     return loss + nan_unless_finite(anchors, positives), ((short > 0) | (over > 0)).sum()

@@ -63,7 +63,12 @@ class _InBatch(InBatchLoss):
 
     def span(self, emb: Embeddings) -> dict[str, Any]:
         """The arguments by which a process scores its own rows, so that the mean over processes is that over all rows."""
-        return {"begin": emb.row_offset, "end": emb.row_offset + len(emb), "divisor": emb.pool_size / emb.world_size}
+        return {
+            "begin": emb.row_offset,
+            "end": emb.row_offset + len(emb),
+            "divisor": emb.pool_size / emb.world_size,
+            "weights": emb.row_weights(),
+        }
 
     def output(self, loss: Tensor, active: Tensor, emb: Embeddings) -> LossOutput:
         """The loss, not a number where the judge is broken, and `active`, the share of rows that have something to learn."""
@@ -181,7 +186,7 @@ class MultipleNegativesRankingLoss(_InBatch):
             boosted = boosted + self.hardness_strength * others.detach()
         scores = torch.cat([positive[:, None] * self.scale, boosted], 1)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
-        return self.output(*F.listwise_softmax(scores, mask, emb.pool_size / emb.world_size), emb)
+        return self.output(*F.listwise_softmax(scores, mask, emb.pool_size / emb.world_size, emb.row_weights()), emb)
 
     def _own_similarities(self, emb: Embeddings, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Of each anchor with its positive, (rows,), and with its own hard negatives, (rows, n), and the mask of these."""

@@ -103,6 +103,7 @@ def _spec(class_name: str, **fields: Any) -> LossSpec:
         "formats": ("pairs", "triplets", "n-tuples"),
         "scope": "batch",
         "sampler": "no-duplicates",
+        "row_weights": not class_name.removeprefix("Cached").startswith("Cross"),
     }
     return LossSpec(**{**defaults, **fields})
 

@@ -6,6 +6,7 @@ from embedloss import LossSpec, hookimpl
 
 COSINE_SIMILARITY = LossSpec(
     name="cosine-similarity",
+    row_weights=True,
     recommended=70,
     advice="the cosine becomes the score itself; where a threshold on it was agreed on",
     aliases=("cosine", "cos-sim"),

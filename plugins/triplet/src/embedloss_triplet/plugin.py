@@ -219,6 +219,7 @@ There, in a batch of one class the missing negative counts as the nearest distan
 
 TRIPLET = LossSpec(
     name="triplet",
+    row_weights=True,
     recommended=70,
     advice="the given negative alone, at a margin; independent of the batch",
     aliases=("triplet-margin",),
