@@ -51,7 +51,7 @@ def read(rows: int) -> None:
         if number % max(total // 4, 1) == 0:
             held.append(round(resident()))
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"rows": rows, "steps": total, "seconds": seconds, "peak": peak, "held": held}))
 
 
@@ -88,7 +88,7 @@ def train(rows: int, folder: str) -> None:
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"rows": rows, "steps": trainer.state.global_step, "seconds": seconds, "peak": peak, "held": held}))
 
 
@@ -112,7 +112,7 @@ def main() -> None:
             sys.exit(done.stderr)
         found = json.loads(done.stdout.splitlines()[-1])
         held = ", ".join(f"{value:,.0f}" for value in found["held"])
-        print(f"| {rows:,} | {found['steps']:,} | {found['seconds']:.0f} | {found['peak']:,.0f} | {held} |", flush=True)
+        print(f"| {rows:,} | {found['steps']:,} | {found['seconds']:,.0f} | {found['peak']:,.0f} | {held} |", flush=True)
 
 
 if __name__ == "__main__":
