@@ -133,9 +133,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory beside sentence-transformers. Arguments after --: --quick, --data FOLDER, --write FILE."""
+    """Speed and memory beside sentence-transformers, into docs/benchmarks.md. Arguments after --: --quick, --data FOLDER."""
     install(session, *DISTRIBUTIONS, extra=PEER)
-    session.run("python", "tests/bench/run.py", *session.posargs)
+    page = [] if "--quick" in session.posargs else ["--write", "docs/benchmarks.md"]
+    session.run("python", "tests/bench/run.py", *page, *session.posargs)
 
 
 @nox.session

@@ -2,8 +2,8 @@
 
     python sides.py ours --model FOLDER --data pairs.jsonl --columns query,positive --batch 64 --steps 8 [--recompute]
 
-Both sides use their real trainer, the same rows in the same order, AdamW with the same settings, float32, dropout off (the
-model folder says so) and texts cut at 256 tokens.
+Both sides use their real trainer, the same rows in the same order, AdamW with the same settings, float32 unless told
+otherwise, dropout off (the model folder says so) and texts cut at 256 tokens.
 """
 
 from __future__ import annotations
@@ -14,28 +14,37 @@ import os
 import resource
 import tempfile
 import time
+from itertools import cycle, islice
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+ROLES = ("anchor", "positive", "negative")
+ABLATIONS = ("share", "keep", "sort", "free")
 
-def read_pairs(path: str, columns: list[str], rows: int) -> Any:
+
+def read_rows(path: str, columns: list[str], rows: int) -> Any:
+    """So many rows of a file, from its beginning again where it has fewer."""
     import datasets
 
     with open(path, encoding="utf-8") as file:
-        found = [json.loads(line) for line, _ in zip(file, range(rows), strict=False)]
-    return datasets.Dataset.from_dict(
-        {name: [r[c] for r in found] for name, c in zip(("anchor", "positive"), columns, strict=True)}
-    )
+        whole = [json.loads(line) for line, _ in zip(file, range(rows), strict=False)]
+    found = list(islice(cycle(whole), rows))
+    return datasets.Dataset.from_dict({name: [r[c] for r in found] for name, c in zip(ROLES, columns, strict=False)})
 
 
 def clock() -> Any:
     import transformers
 
     class Clock(transformers.TrainerCallback):
+        """When the epoch began, before its first batch was read, and when each step ended."""
+
         def __init__(self) -> None:
             self.times: list[float] = []
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.times.append(time.perf_counter())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.times.append(time.perf_counter())
@@ -49,6 +58,17 @@ def settings(options: argparse.Namespace, out: str) -> dict[str, Any]:
         save_strategy="no", report_to="none", disable_tqdm=True, seed=1, use_cpu=not options.cuda, warmup_steps=0,
         bf16=options.bf16,
     )  # fmt: skip
+
+
+def switch_off(name: str) -> None:
+    """Take one optimisation away; `share` is the collator's own option."""
+    from embedloss import collate
+    from embedloss.encoders import base
+
+    if name == "keep":  # every chunk but the last is computed again
+        base.recomputed = lambda tokens: len(tokens) - 1
+    elif name == "sort":  # as many texts a chunk as the peer's mini-batch, in the order given
+        collate.plan_chunks = lambda lengths, _: [list(range(b, min(b + 32, len(lengths)))) for b in range(0, len(lengths), 32)]
 
 
 def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
@@ -68,11 +88,15 @@ def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
         def sampler(self) -> EpochSampler:
             return InOrder(len(self.train_dataset), options.batch)
 
-    if options.recompute:
-        return_freed_memory()
+    if options.without != "free":
+        return_freed_memory()  # as every run of `embedloss train` does
+    switch_off(options.without)
     encoder = load_encoder(options.model, max_length=256)
     step = TrainingStep(encoder, create_loss("mnrl"), recompute=options.recompute)
-    collator = Collator(encoder.processor, step.loss, "pairs", options.chunk_tokens)
+    name = "triplets" if "negative" in data.column_names else "pairs"
+    collator = Collator(encoder.processor, step.loss, name, share=False if options.without == "share" else None)
+    if options.chunk_tokens:
+        collator.chunk_tokens = options.chunk_tokens
     watch = clock()
     trainer = Fixed(step, TrainingArguments(**settings(options, out)), train_dataset=data, collator=collator, callbacks=[watch])
     return trainer, watch
@@ -89,7 +113,8 @@ def peer(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
     model = SentenceTransformer(options.model, device="cuda" if options.cuda else "cpu")
     model.max_seq_length = 256
     if options.recompute:
-        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=options.mini_batch)
+        budget = {"mini_batch_num_tokens": options.chunk_tokens} if options.chunk_tokens else {"mini_batch_size": 32}
+        loss = CachedMultipleNegativesRankingLoss(model, **budget)
     else:
         loss = MultipleNegativesRankingLoss(model)
 
@@ -110,23 +135,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--recompute", action="store_true")
-    parser.add_argument("--chunk-tokens", type=int, default=4096)
-    parser.add_argument("--mini-batch", type=int, default=32)
+    parser.add_argument("--chunk-tokens", type=int, help="the peer: mini_batch_num_tokens instead of mini-batches of 32")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--without", choices=ABLATIONS, help="our side without one of its optimisations")
     options = parser.parse_args()
-    data = read_pairs(options.data, options.columns.split(","), options.batch * options.steps)
+    data = read_rows(options.data, options.columns.split(","), options.batch * options.steps)
     with tempfile.TemporaryDirectory() as out:
         trainer, watch = (ours if options.side == "ours" else peer)(options, data, out)
         trainer.train()
     losses = [float(e["loss"]) for e in trainer.state.log_history if "loss" in e]
-    seconds = (watch.times[-1] - watch.times[0]) / (len(watch.times) - 1)
+    # The first step makes the optimizer's state and more: it counts only where it is the only one.
+    times = watch.times[1:] if options.steps > 1 else watch.times
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if options.cuda:
         import torch
 
         peak = torch.cuda.max_memory_allocated() / 2**20
-    print("RESULT " + json.dumps({"pairs_per_second": options.batch / seconds, "peak_mb": peak, "losses": losses}))
+    print("RESULT " + json.dumps({"rows_per_second": options.batch / seconds, "peak_mb": peak, "losses": losses}))
 
 
 if __name__ == "__main__":

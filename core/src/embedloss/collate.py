@@ -80,7 +80,7 @@ class Collator:
     processor: Any
     loss: Loss
     format_name: str
-    chunk_tokens: int = 4096
+    chunk_tokens: int = 2048
     prompts: Mapping[str, str] = field(default_factory=dict)
     kind: str = "bi-encoder"
     guides: Mapping[Any, Any] = field(default_factory=dict)

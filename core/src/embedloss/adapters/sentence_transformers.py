@@ -320,7 +320,7 @@ class SentenceTransformerLoss(ForeignTrainerLoss):
             skipped = prompt_length(column)
             texts += _decode(self.inner.tokenizer, [row[skipped:] for row in rows])
         items = guide.processor.tokenize(texts, prompt)
-        tokens = self.chunk_tokens or 4096
+        tokens = self.chunk_tokens or 2048
         plan = plan_chunks([len(i) for i in items], tokens) if guide.processor.chunked else [list(range(len(items)))]
         padded = [guide.processor.pad([items[i] for i in chunk]) for chunk in plan]
         batch = [{k: v.to(guide.device) for k, v in features.items()} for features in padded]

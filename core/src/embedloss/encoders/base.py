@@ -268,7 +268,7 @@ def recomputed(tokens: Sequence[int]) -> int:
 def draws(model: nn.Module) -> bool:
     """Whether equal texts may get different embeddings in training: a dropout, as a module or by the model's config."""
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         settings = config.to_dict() if hasattr(config, "to_dict") else {}
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return True

