@@ -17,12 +17,25 @@ from pathlib import Path
 
 import training
 
-# Section -> the module and function that measure it; each returns Markdown.
 SECTIONS = {
-    "training": ("training", "table"),
-    "parts": ("training", "parts"),
-    "bf16": ("training", "bf16"),
+    "training": "Training",
+    "parts": "What each part brings",
+    "bf16": "bfloat16",
+    "alone": "Losses alone",
+    "static": "Static encoders, and what prepares data",
+    "inference": "Encoding and search",
+    "scale": "Gathering",
+    "startup": "Start-up",
 }
+
+
+def section(name: str, options: argparse.Namespace, work: Path, store: training.Store) -> str:
+    """Measure one section."""
+    if hasattr(training, name):
+        return str(getattr(training, name)(options, work, store))
+    more = {"data": str(options.data)} if name == "inference" else {}
+    return str(importlib.import_module(name).section(options.quick, **more))
+
 
 HEADER = """# Benchmarks
 
@@ -58,8 +71,7 @@ def main() -> None:
         store = training.Store(work / "measured.json")
         chosen = ["training"] if options.cuda else options.sections.split(",")
         for name in chosen:
-            module, function = SECTIONS[name]
-            store.pages[name] = getattr(importlib.import_module(module), function)(options, work, store)
+            store.pages[name] = f"## {SECTIONS[name]}\n\n{section(name, options, work, store)}"
             store.save()
             print(store.pages[name], flush=True)
         pages = [store.pages[name] for name in SECTIONS if name in store.pages]

@@ -62,9 +62,9 @@ def training(folder: Path, rounds: int, steps: int) -> list[str]:
         for side, found in runs.items():
             said = command(__file__, "--side", side, *words, "--columns", ",".join(columns))
             found.append(json.loads(said.split("RESULT ")[1].splitlines()[0]))
-    speed, memory = ({s: statistics.median(r[k] for r in f) for s, f in runs.items()} for k in ("pairs_per_second", "peak_mb"))
+    speed, memory = ({s: statistics.median(r[k] for r in f) for s, f in runs.items()} for k in ("rows_per_second", "peak_mb"))
     ratio = statistics.median(
-        o["pairs_per_second"] / p["pairs_per_second"] for o, p in zip(runs["ours"], runs["peer"], strict=True)
+        o["rows_per_second"] / p["rows_per_second"] for o, p in zip(runs["ours"], runs["peer"], strict=True)
     )
     gap = max(abs(a - b) for a, b in zip(runs["ours"][0]["losses"], runs["peer"][0]["losses"], strict=True))
     cells = [f"{2 * speed[side]:,.0f}" for side in runs] + [f"{ratio:.2f}"] + [f"{memory[side]:,.0f}" for side in runs]

@@ -158,12 +158,10 @@ def tokens_a_row(model: str, data: str, columns: str, rows: int) -> float:
     return sum(map(len, tokenizer(texts, truncation=True, max_length=256)["input_ids"])) / len(found)
 
 
-def table(options: Any, work: Path, store: Store) -> str:
+def training(options: Any, work: Path, store: Store) -> str:
     """Section: pairs a second and peak memory of both trainers."""
     model = model_without_dropout(work / "model")
     lines = [
-        "## Training",
-        "",
         "Both real trainers on MiniLM: the same batches, AdamW, float32, dropout off, texts cut at 256 tokens. The",
         "peer has its defaults; with recompute that is `CachedMultipleNegativesRankingLoss` with mini-batches of 32 texts, and",
         "*best* is our speed beside its `mini_batch_num_tokens=2048`. *Bound*: our share of the speed at which this machine",
@@ -236,8 +234,6 @@ def parts(options: Any, work: Path, store: Store) -> str:
     name = "stsb" if "stsb" in sets else next(iter(sets))
     data, columns = sets[name]
     lines = [
-        "## What each part brings",
-        "",
         f"Our side, {name}, recompute at batch 256, with one part switched off: below 1, the part makes it faster (smaller).",
         "",
         "| without | speed | memory |",
@@ -267,7 +263,7 @@ def bf16(options: Any, work: Path, store: Store) -> str:
         for more in ((), ("--bf16",))
     }
     ours, ours16, peer, peer16 = store.in_turn(options.rounds, commands)
-    lines = ["## bfloat16", "", f"{name}, plain, batch 64, `bf16=True` on both sides.", ""]
+    lines = [f"{name}, plain, batch 64, `bf16=True` on both sides.", ""]
     lines += ["| | rows/s | against float32 | peak MB |", "| --- | --- | --- | --- |"]
     for who, half, full in (("ours", ours16, ours), ("peer", peer16, peer)):
         speed, gain = middle(half, "rows_per_second"), ratio(half, full, "rows_per_second")
