@@ -15,8 +15,8 @@ from embedloss.encoders.modules import Normalize
 from embedloss.encoders.text import StaticProcessor, TextProcessor
 from embedloss.errors import EmbedlossError
 
-# Tokens of a chunk in `encode`. Large enough that the fixed costs of a chunk vanish, small enough for a CPU's cache.
-CHUNK_TOKENS = 8192
+# Tokens of a chunk in `encode`: enough that the fixed costs of a chunk vanish; on a CPU few enough for its cache.
+CHUNK_TOKENS, CPU_CHUNK_TOKENS = 8192, 1024
 # Texts tokenised at a time in `encode`, so that a corpus is never held as tokens.
 BLOCK = 16384
 # Padding that costs less than the fixed costs of one more chunk, in tokens.
@@ -45,6 +45,11 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def usual_chunk(self) -> int:
+        """Tokens of a chunk in `encode`, if none are named."""
+        return CPU_CHUNK_TOKENS if self.device.type == "cpu" else CHUNK_TOKENS
 
     @property
     def similarity(self) -> str:
@@ -131,7 +136,9 @@ class Encoder(nn.Module):
                 items = self.processor.tokenize(texts[begin : begin + BLOCK], prompt)
                 lengths = [len(item) for item in items]
                 plan = (
-                    plan_chunks(lengths, chunk_tokens or CHUNK_TOKENS) if self.processor.chunked else [list(range(len(items)))]
+                    plan_chunks(lengths, chunk_tokens or self.usual_chunk)
+                    if self.processor.chunked
+                    else [list(range(len(items)))]
                 )
                 for chunk in plan:
                     features = {k: v.to(self.device) for k, v in self.processor.pad([items[i] for i in chunk]).items()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedloss.encoders.base import BLOCK, CHUNK_TOKENS, Encoder, check_texts, plan_chunks, progress_bar
+from embedloss.encoders.base import BLOCK, Encoder, check_texts, plan_chunks, progress_bar
 from embedloss.encoders.bi import model_inputs, recompute_layers, save_transformer, text_config
 from embedloss.encoders.card import write_card
 from embedloss.encoders.folder import write_json, write_settings
@@ -138,7 +138,7 @@ class CrossEncoder(Encoder):
         try:
             for begin in range(0, len(pairs), BLOCK):
                 items = self.processor.tokenize_pairs(queries[begin : begin + BLOCK], documents[begin : begin + BLOCK], prompt)
-                for chunk in plan_chunks([len(item) for item in items], chunk_tokens or CHUNK_TOKENS):
+                for chunk in plan_chunks([len(item) for item in items], chunk_tokens or self.usual_chunk):
                     features = {k: v.to(self.device) for k, v in self.processor.pad([items[i] for i in chunk]).items()}
                     result[begin + np.array(chunk)] = function(self(features).float()).cpu().numpy()
                     if bar is not None:
