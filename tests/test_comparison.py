@@ -140,6 +140,14 @@ def test_mistakes_are_refused_before_anything_is_trained(plan: Plan, changes: di
     assert not Path(plan.out).exists()
 
 
+def test_what_every_loss_refuses_is_said(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "lists.jsonl"
+    row = {"query": "how to paint a door", "docs": ["with paint", "with a saw"], "grades": [1, 0]}
+    file.write_text("".join(json.dumps(r) + "\n" for r in [row] * 3 + [{**row, "docs": ["with paint", ""]}]))
+    with pytest.raises(EmbedlossError, match=r"E101: .* as it is\..* Not .*: column 'docs', row 4: an empty text"):
+        Comparison(replace(plan, data=str(file), losses=[]), silent)
+
+
 def test_a_budget_below_one_evaluation_is_refused(plan: Plan) -> None:
     job = Comparison(replace(plan, max_steps=None, minutes=1e-7), silent)
     with pytest.raises(EmbedlossError, match=r"E501: a budget of 0.0 s is less than one evaluation takes"):

@@ -5,7 +5,7 @@
 
 A row is one `embedloss train` and one `embedloss evaluate`, run in this process so that torch is loaded once. Finished rows are
 kept in the work folder, one line each, and are not run again: several calls share the work, and the second form writes the page
-from what is there. The table of memory comes from `rerank_memory.py` in the same folder.
+from what is there. The tables of memory and of NLI come from `rerank_memory.py` and `rerank_nli.py` in the same folder.
 """
 
 from __future__ import annotations
@@ -129,10 +129,6 @@ def make_data(source: Path, work: Path, teacher: str) -> dict[str, str]:
         for r in taught
     ]
 
-    def nli(name: str, count: int) -> list[dict[str, Any]]:
-        found = [r for r in rows(source / f"nli/{name}.jsonl") if r["label"] in ("entailment", "neutral", "contradiction")]
-        return [{"first": r["premise"], "second": r["hypothesis"], "label": r["label"]} for r in found[:count]]
-
     def stsb(name: str) -> list[dict[str, Any]]:
         found = rows(source / f"stsb/{name}.jsonl")
         return [{"first": r["sentence1"], "second": r["sentence2"], "score": r["score"]} for r in found]
@@ -148,8 +144,6 @@ def make_data(source: Path, work: Path, teacher: str) -> dict[str, str]:
         "hard-scores": taught,
         "hard-margins": margins,
         "hard-test": whole(judged(hard_test), rng),
-        "nli": nli("train", 8000),
-        "nli-test": nli("test", 1000),
         "stsb": stsb("train"),
         "stsb-test": stsb("test"),
     }
@@ -238,7 +232,7 @@ def hard(kind: str) -> list[Trained]:
 
 
 def others() -> list[Trained]:
-    made = [Trained(CROSS, "cross_entropy()", "nli", "nli-test", batch=32, steps=LONGER, rate="4e-4")]
+    made = []
     for kind in (CROSS, BI):
         made += [Trained(kind, loss, "stsb", "stsb-test", begin(kind), batch=32) for loss in pair_losses(kind)]
     return made
@@ -249,8 +243,8 @@ SECTIONS: dict[str, list[Trained]] = {
         (t for pair in zip(cranfield(CROSS), cranfield(BI), strict=True) for t in pair), key=lambda t: t.loss in SCHEMES
     ),
     "hard": [*hard(CROSS), *hard(BI)],
-    "others": others()[1:],
-    "longer": [*others()[:1], *longer(CROSS), *longer(BI)],
+    "others": others(),
+    "longer": [*longer(CROSS), *longer(BI)],
     "liveqa": [*liveqa(CROSS), *liveqa(BI)],
     "seeds": [*bodies(), *sorted([*seeds(CROSS), *seeds(BI)], key=lambda t: t.loss != SEEDED[0])],
 }
@@ -317,7 +311,7 @@ def work_on(options: argparse.Namespace, work: Path, kept: Kept) -> None:
     def todo() -> Iterator[tuple[str, Any]]:
         for section in options.sections.split(","):
             for row in SECTIONS[section]:
-                for who in ("the start", "MiniLM", "warm") if row.test != "nli-test" else ():
+                for who in ("the start", "MiniLM", "warm"):
                     yield plain(row.test, who), lambda who=who, row=row: measured(models[who], row.test)
                 yield row.key, lambda row=row: trained(row)
 
@@ -363,7 +357,7 @@ def typed(words: list[str]) -> str:
     return " \\\n    ".join(lines)
 
 
-def page(done: dict[str, Any], memory: str) -> str:
+def page(done: dict[str, Any], tables: list[str]) -> str:
     def value(key: str, metric: str = "ndcg@10") -> list[float]:
         return [done[key]["metrics"][metric]] if key in done else []
 
@@ -456,22 +450,16 @@ def page(done: dict[str, Any], memory: str) -> str:
     parts.append(section("MedQuAD with hard negatives", text, table(head, [*floors(["hard-test"]), *both(hard)])))
     lines = []
     for row in others():
-        metric = "accuracy" if row.test == "nli-test" else "spearman" if row.kind == CROSS else "spearman_cosine"
-        if metric == "accuracy":
-            before = ["1/3 is chance"]
-        else:
-            who = "warm" if row.kind == CROSS else "the start"
-            before = [f"{v:.3f}" for v in value(plain(row.test, who), metric)]
+        metric, who = ("spearman", "warm") if row.kind == CROSS else ("spearman_cosine", "the start")
+        before = [f"{v:.3f}" for v in value(plain(row.test, who), metric)]
         lines.append([f"{row.data} ({row.kind})", f"`{row.loss}`", metric, *(before or ["-"]), cell(value(row.key, metric))])
     text = (
-        f"NLI (1,000 test pairs; {LONGER} steps from the start without a warm-up, as three classes need three "
-        "outputs) and STS-B "
-        "(its test set; cross-encoders after the warm-up). On a bi-encoder `bce` is a poor choice: the score "
+        "STS-B (its test set; cross-encoders after the warm-up). On a bi-encoder `bce` is a poor choice: the score "
         "is a multiple of the "
         "cosine, and a probability near 0 asks for vectors that point in opposite directions."
     )
-    parts.append(section("Classes and scores of pairs", text, table(["data", "loss", "metric", "before", "after"], lines)))
-    return "\n\n".join([*parts, memory]).rstrip() + "\n"
+    parts.append(section("Scores of pairs", text, table(["data", "loss", "metric", "before", "after"], lines)))
+    return "\n\n".join(part.strip() for part in [*parts, *tables]) + "\n"
 
 
 HEAD = """# Rerankers
@@ -480,6 +468,7 @@ Every loss of scores, trained through the command line on both kinds of model. M
 
 ```text
 python tests/bench/rerank.py --data ../shared/data --work FOLDER
+python tests/bench/rerank_nli.py --data ../shared/data --work FOLDER
 python tests/bench/rerank_memory.py --work FOLDER
 python tests/bench/rerank.py --work FOLDER --table docs/results/rerankers.md
 ```
@@ -515,9 +504,9 @@ def main() -> None:
     if not options.table:
         work_on(options, work, kept)
         return
-    memory = work / "memory.md"
+    tables = [file.read_text(encoding="utf-8") for name in ("nli.md", "memory.md") if (file := work / name).is_file()]
     Path(options.table).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.table).write_text(page(kept.read(), memory.read_text() if memory.is_file() else ""), encoding="utf-8")
+    Path(options.table).write_text(page(kept.read(), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def candidates(plan: Plan) -> tuple[list[Candidate], dict[str, str]]:
         else:
             found.append(Candidate(spec.example or each.loss, out_of[each.format], "--scale-labels" in each.command))
     if not found:
-        raise EmbedlossError("E101", f"no loss takes '{plan.data}' as it is. Type: embedloss suggest {plan.data}")
+        why = "".join(f" Not {name}: {reason}" for name, reason in list(left_out.items())[:1])
+        raise EmbedlossError("E101", f"no loss takes '{plan.data}' as it is. Type: embedloss suggest {plan.data}.{why}")
     return found, left_out
 
 
