@@ -90,9 +90,7 @@ def search(rows: int, queries: int, rounds: int, threads: int) -> dict[str, Any]
     theirs = torch.from_numpy(asked), torch.from_numpy(corpus)
     calls = {
         "ours": lambda: exact_search(asked, corpus, 10)[0],
-        "peer": lambda: np.array(
-            [[hit["corpus_id"] for hit in hits] for hits in semantic_search(theirs[1], theirs[0], top_k=10)]
-        ),
+        "peer": lambda: np.array([[hit["corpus_id"] for hit in hits] for hits in semantic_search(*theirs, top_k=10)]),
     }
     took: dict[str, list[float]] = {side: [] for side in calls}
     memory, found = {}, {}
