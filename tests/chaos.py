@@ -1,6 +1,7 @@
 """Kill runs with SIGKILL at random points, resume them, and compare everything with a run that nobody disturbed.
 
     python tests/chaos.py                  at least 20 kills over all kinds of run
+    python tests/chaos.py --write docs/results/chaos.md
     python tests/chaos.py --short          one kill a kind, in forked processes
     python tests/chaos.py --seed 7         the kills of an earlier session
 
@@ -200,6 +201,8 @@ class Session:
     def __init__(self, folder: Path, seed: int, fork: bool) -> None:
         self.folder, self.fork, self.rng = folder, fork, random.Random(seed)
         self.kills = {"step": 0, "save": 0}
+        self.resumed = 0
+        self.places: list[str] = []
         from embedloss.testing.models import tiny_bert
 
         tiny_bert(folder / "model", layers=1, hidden=16, vocabulary=150)
@@ -209,7 +212,8 @@ class Session:
         """The settings of a run as keywords of `RunConfig`."""
         settings = {
             "model": str(self.folder / "model"), "loss": kind.loss, "out": str(out), "max_steps": STEPS, "batch_size": 8,
-            "learning_rate": 1e-3, "logging_steps": 3, "save_steps": SAVE, "save_total_limit": 2, "seed": 5, **kind.settings,
+            "learning_rate": 1e-3, "logging_steps": 3, "probe_steps": 5, "save_steps": SAVE, "save_total_limit": 2, "seed": 5,
+            **kind.settings,
         }  # fmt: skip
         if isinstance(settings["data"], str):
             settings["data"] = str(self.folder / settings["data"])
@@ -259,20 +263,23 @@ class Session:
         for number in range(kills + 1):
             checkpoint = last_checkpoint(broken)
             step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+            self.resumed += checkpoint is not None
             config = self.config(kind, broken) | {"resume": checkpoint is not None, "overwrite": checkpoint is None}
             if number == kills:
                 self.attempt(kind, config, None)
                 break
             at = self.rng.choice(["step", "save"]) if step < STEPS - 2 else "step"
-            latest = min(step + SAVE + 1, STEPS - 1)
-            goal = self.rng.randint(step, latest) if at == "step" else step + 1
+            ahead = SAVE if number % 2 == 0 and step + SAVE < STEPS - 2 else 0  # so that what is resumed is a checkpoint, too
+            latest = min(step + ahead + SAVE + 1, STEPS - 1)
+            goal = self.rng.randint(step + ahead, latest) if at == "step" else step + ahead + 1
             kill = {"at": at, "step": goal, "calls": self.rng.randint(1, sorted(calls[at])[len(calls[at]) // 2])}
             if self.attempt(kind, config, kill):
                 raise RuntimeError(f"{name}: the run came to its end before {kill}")
             self.kills[at] += 1
             staged = sorted(p.name for p in (broken / ".saving").rglob("*")) if (broken / ".saving").is_dir() else []
-            where = f"step {goal + 1}" if at == "step" else f"saving step {min(p for p in marks(step) if p > step)}"
+            where = f"step {goal + 1}" if at == "step" else f"saving step {min(p for p in marks(step) if p >= goal)}"
             half = f", {len(staged)} files staged" if staged else ""
+            self.places.append(where)
             print(f"  {name}: from {step or 'the start'}, killed at {where}, call {kill['calls']:,}{half}", flush=True)
         return differences(whole, broken)
 
@@ -342,6 +349,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="one kill a kind, forked processes")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
+    parser.add_argument("--write", default=None, help="a page")
     parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -353,7 +361,7 @@ def main() -> int:
     each = 1 if options.short else -(-20 // len(names))
     print(f"seed {seed}: {each} kill(s) of each of {len(names)} kinds of run ({', '.join(names)})", flush=True)
     begin = time.perf_counter()
-    bad = 0
+    bad, resumed, rows = 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
         session = Session(Path(folder), seed, options.short)
         if options.short:
@@ -362,12 +370,27 @@ def main() -> int:
         for name in names:
             found = session.run(name, KINDS[name], each)
             bad += bool(found)
+            result = "different: " + ", ".join(found) if found else "equal"
+            rows.append(f"| {name} | {'; '.join(session.places)} | {session.resumed} | {result} |")
+            resumed += session.resumed
+            session.places, session.resumed = [], 0
             print(f"{name}: {'equal' if not found else 'DIFFERENT: ' + '; '.join(found)}", flush=True)
     kills = sum(session.kills.values())
-    print(
-        f"{kills} kills ({session.kills['step']} in steps, {session.kills['save']} while saving) in "
-        f"{time.perf_counter() - begin:.0f} s: {'all runs equal' if not bad else f'{bad} kinds differ'}"
-    )
+    where = f"{session.kills['step']} in steps, {session.kills['save']} while saving"
+    print(f"{kills} kills ({where}), {resumed} starts from a checkpoint, {time.perf_counter() - begin:.0f} s")
+    print("all runs equal" if not bad else f"{bad} kinds differ")
+    if options.write:
+        head = [
+            "# Killed runs", "",
+            f"{kills} times SIGKILL ({where}), at a random function call after the step or the saving began; then the run is",
+            "resumed, from its last whole checkpoint if there is one, and killed again. In the end weights, optimizer,",
+            "scheduler, generators, the loss's own weights, order of rows and log are compared, bit for bit, with a run that",
+            "nobody disturbed.",
+            f"{STEPS} steps, a checkpoint every {SAVE}; models are tiny. Made by", "", "```text",
+            f"python tests/chaos.py --seed {seed} --write docs/results/chaos.md", "```", "",
+            "| run | killed at | starts from a checkpoint | in the end |", "| --- | --- | ---: | --- |",
+        ]  # fmt: skip
+        Path(options.write).write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
     return 1 if bad else 0
 
 

@@ -77,7 +77,7 @@ def test_a_start_where_all_is_alike_is_named():
         for step in range(1, 5):
             health.check_spread(dict(spread), step)
     assert len(caught) == 1
-    assert "nearly equal already" in str(caught[0].message)
+    assert "nearly equal at the start" in str(caught[0].message)
 
 
 @pytest.mark.parametrize(

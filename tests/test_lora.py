@@ -121,6 +121,41 @@ def test_two_processes_with_all_of_it_give_the_gradients_of_one(model):
     same((mean, {n.removeprefix("module."): g for n, g in first[False, True][1].items()}), whole)
 
 
+@pytest.mark.slow
+def test_a_command_with_all_of_it_on_two_processes_trains_as_a_plain_run(tmp_path):
+    pytest.importorskip("embedloss_cli")
+    model = tiny_bert(tmp_path / "model", dropout=0.0)
+    plain, data = tmp_path / "plain", tmp_path / "pairs.jsonl"
+    texts = [{"anchor": f"{SENTENCES[i]} {i}", "positive": f"{i} {SENTENCES[-1 - i]}"} for i in range(ROWS)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+    config = RunConfig(
+        model=model, data=str(data), loss="mnrl", out=str(plain), lora={"r": "4"}, batch_size=8, max_steps=4, logging_steps=1,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    run_training(config, lambda text: None)
+    options = [
+        "--lora", "r=4", "--gradient-checkpointing", "--recompute", "--chunk-tokens", "60", "--processes", "2", "--gather",
+        "--batch-size", "4", "--max-steps", "4", "--learning-rate", "1e-2", "--logging-steps", "1",
+    ]  # fmt: skip
+    paths = ["--model", model, "--data", str(data), "--loss", "mnrl", "--out", str(tmp_path / "both")]
+    command = [sys.executable, "-m", "embedloss_cli", "train", *paths, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    logs = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        for folder in (plain, tmp_path / "both")
+    ]
+    for key in ("loss", "grad_norm"):
+        one, two = ([e[key] for e in entries if key in e] for entries in logs)
+        assert len(one) == 4
+        assert min(one) > 1e-4
+        assert two == pytest.approx(one, rel=1e-4), key
+    start, ends = load_encoder(model), [load_encoder(str(folder)) for folder in (plain, tmp_path / "both")]
+    before, one, two = (encoder.encode(list(SENTENCES)) for encoder in (start, *ends))
+    assert abs(one - before).max() > 1e-2
+    assert two == pytest.approx(one, abs=1e-4)
+
+
 # -- folders -----------------------------------------------------------------------------------------------------------
 def trained(model, tmp_path, **more):
     data = tmp_path / "data.jsonl"

@@ -98,7 +98,7 @@ def test_curves_show_what_was_logged(runs):
     assert [step for step, _ in panels["Evaluation"]["ndcg@10"]] == [0, 2, 4, 6]
     assert any(name.startswith("matryoshka/") for name in panels["Terms, before their weights"])
     assert any(name.startswith("global-orthogonal") for name in panels["Terms, before their weights"])
-    assert "embeddings/similarity" not in str(panels)
+    assert "probe/similarity" not in str(panels)
 
 
 def test_a_run_that_logged_nothing_gets_no_picture(tmp_path):

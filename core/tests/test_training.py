@@ -17,7 +17,8 @@ from embedloss.collate import Collator, Keyed
 from embedloss.plugins import plugin_manager
 from embedloss.testing.models import SENTENCES, tiny_bert
 from embedloss.training import Trainer, TrainingArguments, TrainingStep
-from embedloss.training.health import HealthWarning, probe, replay
+from embedloss.training.health import HealthWarning, replay
+from embedloss.training.probe import spread
 from embedloss.training.run import last_checkpoint
 from embedloss.training.trainer import load_step, save_step
 
@@ -219,12 +220,12 @@ def test_dead_loss_warns_once(model, tmp_path):
 
 def test_probe_knows_spread_from_collapse():
     generator = torch.Generator().manual_seed(0)
-    spread = probe(torch.randn(64, 32, generator=generator))
-    alike = probe(torch.randn(1, 32, generator=generator) + 1e-3 * torch.randn(64, 32, generator=generator))
-    assert abs(spread["similarity"]) < 0.05
-    assert spread["rank"] > 20
+    wide = spread(torch.randn(64, 32, generator=generator))
+    alike = spread(torch.randn(1, 32, generator=generator) + 1e-3 * torch.randn(64, 32, generator=generator))
+    assert abs(wide["similarity"]) < 0.05
+    assert wide["rank"] > 20
     assert alike["similarity"] > 0.99
-    assert probe(torch.randn(1, 4)) == {}
+    assert spread(torch.randn(1, 4)) == {}
 
 
 KILLED = """

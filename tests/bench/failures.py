@@ -101,6 +101,7 @@ class Failures:
         self.folder = folder
         tiny_bert(folder / "model", layers=1, hidden=16, vocabulary=150)
         tiny_bert(folder / "unit", layers=1, hidden=16, vocabulary=150, normalize=True)
+        tiny_bert(folder / "calm", layers=1, hidden=16, vocabulary=150, dropout=0.0)
         for name, change in {"nan": self._nan, "alike": self._alike, "huge": self._huge}.items():
             encoder = load_encoder(str(folder / "model"))
             with torch.no_grad():
@@ -162,7 +163,9 @@ class Failures:
             ("all rows are duplicates", {"rows": half, "ours": "mnrl", "peer": mnrl}),
             ("no active triplet", {
                 "rows": triplets, "ours": "triplet(margin=0.0001)", "peer": lambda m: st.TripletLoss(m, triplet_margin=0.0001),
+                "model": "calm",
             }),
+            ("the weights in half precision", {"rows": pairs(), "ours": "mnrl", "peer": mnrl, "half": True}),
             ("a learning rate of 5", {"rows": pairs(), "ours": "mnrl", "peer": mnrl, "learning_rate": 5.0}),
             ("the model starts collapsed", {"rows": pairs(), "ours": "mnrl", "peer": mnrl, "model": "alike"}),
             ("the encoder is frozen", {"rows": pairs(), "ours": "mnrl", "peer": mnrl, "frozen": True}),
@@ -194,7 +197,7 @@ class Failures:
 
     def _train(self, case: dict[str, Any], model: str, out: Path) -> list[float]:
         settings = {"learning_rate": case.get("learning_rate", 1e-3), "max_steps": STEPS, "logging_steps": 5}
-        if isinstance(case["ours"], str) and not case.get("frozen"):
+        if isinstance(case["ours"], str) and not (case.get("frozen") or case.get("half")):
             file = Path(f"{out}.jsonl")
             file.write_text("".join(json.dumps(row) + "\n" for row in case["rows"]), encoding="utf-8")
             config = RunConfig(
@@ -208,6 +211,8 @@ class Failures:
         encoder = load_encoder(model)
         if case.get("frozen"):
             encoder.requires_grad_(False)
+        if case.get("half"):
+            encoder.half()
         rows = [{{"sentence1": "first", "sentence2": "second"}.get(k, k): v for k, v in row.items()} for row in case["rows"]]
         step = TrainingStep(encoder, loss, num_classes=3)
         arguments = TrainingArguments(
@@ -232,6 +237,8 @@ class Failures:
         loss = case["peer"](model)
         if case.get("frozen"):
             model.requires_grad_(False)
+        if case.get("half"):
+            model.half()
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(self.folder / f"peer-{number}"), max_steps=STEPS, logging_steps=5, save_strategy="no",
             per_device_train_batch_size=case.get("batch_size", 8), learning_rate=case.get("learning_rate", 1e-3),

@@ -20,7 +20,8 @@ import torch
 
 from embedloss import list_losses
 from embedloss.testing.case import Case
-from embedloss.training.health import Health, HealthWarning, probe
+from embedloss.training.health import Health, HealthWarning
+from embedloss.training.probe import spread
 from embedloss.training.scales import mismatch
 
 WIDTH = 16
@@ -73,7 +74,7 @@ def watch(name: str, steps: int, rows: int = 16) -> tuple[list[str], float]:
                     if case.kind == "scores"
                     else [leaves[role] for role in batch.roles if batch.counts.get(role) is None][:2]
                 )
-                health.check_spread(probe(*seen) if seen else {}, step)
+                health.check_spread(spread(*seen) if seen else {}, step)
             value = float(output.total.detach())
     return [str(w.message) for w in caught if issubclass(w.category, HealthWarning)], value
 

@@ -143,6 +143,9 @@ def train(
     logging_steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps between log lines.", rich_help_panel=OUTPUT)
     ] = None,
+    probe_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps between looks at how embeddings spread.", rich_help_panel=OUTPUT)
+    ] = None,
     eval_steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps between evaluations.", rich_help_panel=OUTPUT)
     ] = None,

@@ -142,7 +142,7 @@ def _charts(runs: Sequence[Run]) -> str:
     more = [(n.removeprefix("eval_"), n) for n in metrics[2:]]
     terms = list(dict.fromkeys(n for run in runs for n in run.term_names()))
     more += [(n, n) for n in terms] + [("Gradient norm", "grad_norm")]
-    more += [(n, n) for n in dict.fromkeys(k for run in runs for e in run.entries for k in e) if n.startswith("embeddings/")]
+    more += [(n, n) for n in dict.fromkeys(k for run in runs for e in run.entries for k in e) if n.startswith("probe/")]
     body = _grid(runs, main)
     rest = _grid(runs, more)
     folded = f"<details><summary>More curves</summary>{rest}</details>" if rest else ""

@@ -70,6 +70,7 @@ class RunConfig:
         cache_guide: compute the embeddings of frozen guides once, and read them from a file in later epochs and runs.
         workers: data-loader processes that tokenise.
         logging_steps: steps between log entries.
+        probe_steps: steps between looks at how the embeddings of a fixed sample of the training texts spread; 0: never.
         eval_steps: steps between evaluations; 0: only before and after.
         save_steps: steps between checkpoints; 0: only at the end.
         save_total_limit: checkpoints to keep.
@@ -127,6 +128,7 @@ class RunConfig:
     cache_guide: bool = False
     workers: int = 0
     logging_steps: int = 10
+    probe_steps: int = 50
     eval_steps: int = 0
     save_steps: int = 500
     save_total_limit: int = 2
@@ -164,7 +166,8 @@ class RunConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 faults.append(f"'{key}' must be at least 1, got {value}")
-        for key in ("max_steps", "eval_steps", "save_steps", "workers", "warmup", "max_grad_norm", "weight_decay", "seed"):
+        counts = ("max_steps", "probe_steps", "eval_steps", "save_steps", "workers", "seed")
+        for key in (*counts, "warmup", "max_grad_norm", "weight_decay"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 faults.append(f"'{key}' must not be negative, got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable, Mapping
@@ -122,6 +123,7 @@ class Fit:
             "log": (dict(trainer._sums), dict(trainer._counts), list(trainer._run_loss)),
             "gradients": {n: p.grad.clone() for n, p in module.named_parameters() if repeats and p.grad is not None},
             "buffers": {n: b.clone() for n, b in module.loss.named_buffers()},
+            "health": copy.deepcopy(trainer.health.state()),
         }
 
     def _restore(self, before: dict[str, Any]) -> None:
@@ -136,4 +138,6 @@ class Fit:
         with torch.no_grad():
             for name, buffer in module.loss.named_buffers():
                 buffer.copy_(before["buffers"][name])
-        module._last = []
+        said = trainer.health.warned  # once, also where the step is repeated
+        trainer.health.load_state(before["health"])
+        trainer.health.warned |= said

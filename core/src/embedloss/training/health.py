@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from embedloss.errors import EmbedlossError
 from embedloss.formats import get_format
-from embedloss.similarity import unit
 
 DEAD_STEPS = 25  # this many steps in a row without any gradient are no accident
 BATCH_FILE = "batch.pt"
@@ -24,37 +22,6 @@ BATCH_FILE = "batch.pt"
 
 class HealthWarning(UserWarning):
     """Something about a run that is likely to be a mistake; training goes on."""
-
-
-def probe(x: Tensor, y: Tensor | None = None, most: int = 256) -> dict[str, float]:
-    """How a batch of embeddings spreads over the sphere.
-
-    Args:
-        x: (rows, dim).
-        y: (rows, dim), texts that belong to x, for the alignment.
-        most: rows that are looked at.
-
-    Returns:
-        similarity: mean cosine of different rows (1: all alike). rank: effective rank of the centred rows, exp of the
-        entropy of their normalised singular values. uniformity: log mean exp(-2 |u - v|^2) over different rows.
-        alignment: mean |x - y|^2 of unit rows, if y is given (Wang and Isola 2020, arXiv 2005.10242).
-    """
-    x = unit(x.detach()[:most].float())
-    rows = len(x)
-    if rows < 2:
-        return {}
-    gram = x @ x.T
-    off = ~torch.eye(rows, dtype=torch.bool, device=x.device)
-    values = torch.linalg.svdvals(x - x.mean(0))
-    share = values / values.sum().clamp(min=1e-12)
-    found = {
-        "similarity": gram[off].mean(),
-        "rank": torch.exp(-(share * share.clamp(min=1e-12).log()).sum()),
-        "uniformity": torch.log(torch.exp(-2 * (2 - 2 * gram[off])).mean()),
-    }
-    if y is not None and len(y) >= rows:
-        found["alignment"] = (x - unit(y.detach()[:rows].float())).pow(2).sum(1).mean()
-    return {name: float(value) for name, value in found.items()}
 
 
 class Health:
@@ -154,30 +121,37 @@ class Health:
             )  # fmt: skip
 
     def check_spread(self, spread: Mapping[str, float], step: int, dataset: str = "") -> None:
-        """A warning when embeddings that were spread have become all alike; each data set is compared with itself."""
+        """A warning when embeddings that were spread have become all alike; each data set is compared with its own start.
+
+        Args:
+            spread: as `embedloss.training.probe.spread` gives it, of the same texts each time; {} says nothing.
+            step: steps that are done.
+            dataset: whose texts, of several data sets.
+        """
         if not spread:
             return
+        whose = f"'{dataset}'" if dataset else "the training data"
+        similarity, known = spread["similarity"], dataset in self.first
         first = self.first.setdefault(dataset, dict(spread))
-        if first["similarity"] > 0.99 and first == spread:  # the first time
+        if not known and similarity > 0.99:
             self._warn(
                 "collapsed-start",
-                f"the embeddings of the first batches are nearly equal already (mean cosine {spread['similarity']:.3f}): the "
-                "model tells these texts hardly apart. Is it trained, and is the pooling right?",
+                f"the embeddings of different texts of {whose} are nearly equal at the start (mean cosine {similarity:.3f}): "
+                "the model tells them hardly apart. Is it trained, and is the pooling right?",
             )
-        if spread["similarity"] > 0.98 and first["similarity"] < 0.8:
-            whose = f" of '{dataset}'" if dataset else ""
+        # Some models have all cosines above 0.8 and are well: how far the distances have shrunk counts.
+        if similarity > 0.98 and 1 - similarity < 0.2 * (1 - first["similarity"]):
             self._warn(
                 "collapse",
-                f"at step {step} all embeddings of a batch{whose} are nearly equal (mean cosine {spread['similarity']:.3f}, "
-                f"{first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser "
-                "such as 0.1 * gor().",
+                f"at step {step} the embeddings of different texts of {whose} are nearly equal (mean cosine {similarity:.3f}, "
+                f"{first['similarity']:.3f} at the start): lower the learning rate, or add a regulariser such as 0.1 * gor().",
             )
-
-        if first.get("rank", 0) >= 5 and spread.get("rank", 5) < 0.2 * first["rank"] and spread["similarity"] > 0.5:
+        if first["rank"] >= 5 and spread["rank"] < 0.2 * first["rank"] and similarity > 0.5:
             self._warn(
                 "rank",
-                f"at step {step} the embeddings of a batch span {spread['rank']:.1f} dimensions, {first['rank']:.1f} at the "
-                "start: they collapse to few directions. Lower the learning rate, or add a regulariser such as 0.1 * gor().",
+                f"at step {step} the embeddings of texts of {whose} span {spread['rank']:.1f} dimensions, {first['rank']:.1f} "
+                "at the start: they collapse to few directions. Lower the learning rate, or add a regulariser such as "
+                "0.1 * gor().",
             )
 
     def _warn(self, key: str, message: str) -> None:

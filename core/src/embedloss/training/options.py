@@ -204,6 +204,7 @@ def training_arguments(config: RunConfig, encoder: Encoder, evaluations: Sequenc
         batch_sampler=config.sampler,
         dataloader_num_workers=config.workers,
         logging_steps=config.logging_steps,
+        probe_steps=config.probe_steps,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.eval_steps or None,
         save_strategy="steps" if save_steps else "no",

@@ -16,7 +16,6 @@ from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
 from embedloss.encoders import Encoder, encode_chunks
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements
-from embedloss.training.health import probe
 from embedloss.training.per_dataset import PerDataset
 from embedloss.training.scales import mismatch
 
@@ -78,7 +77,6 @@ class TrainingStep(nn.Module):
             if guide is not None:
                 guide.eval().requires_grad_(False)
         self.step = 0
-        self._last: list[Tensor] = []
         self.scale_note: str | None = None
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +87,6 @@ class TrainingStep(nn.Module):
         output: LossOutput = loss(inputs, labels)
         if self.step < FIRST_STEPS and labels is not None:
             self.scale_note = mismatch(loss, inputs, labels)
-        if isinstance(inputs, Embeddings):  # without graph: keeping it would keep the activations
-            self._last = [inputs.own(role).detach() for role in inputs.roles if inputs.single(role)][:2]
         return {"loss": output.total, "terms": dict(output.terms), "metrics": dict(output.metrics)}
 
     def part(self, batch: Mapping[str, Any]) -> tuple[Loss, Requirements]:
@@ -116,12 +112,6 @@ class TrainingStep(nn.Module):
     ) -> None:
         """The name that newer versions of transformers call."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
-
-    def spread(self) -> dict[str, float]:
-        """How the latest batch's embeddings spread; see `embedloss.training.health.probe`."""
-        if not self._last:
-            return {}
-        return probe(self._last[0], self._last[1] if len(self._last) > 1 else None)
 
     def embed(self, batch: Mapping[str, Any]) -> Embeddings:
         """The embeddings of a batch by role, with everything the loss requires."""

@@ -46,6 +46,7 @@ from embedloss.training.checkpoints import (
 from embedloss.training.fit import Fit
 from embedloss.training.health import Health
 from embedloss.training.per_dataset import PerDataset
+from embedloss.training.probe import Probe, probes
 from embedloss.training.step import TrainingStep
 
 LOSS_FILE = "loss.safetensors"
@@ -61,10 +62,12 @@ class TrainingArguments(transformers.TrainingArguments):
     Args:
         batch_sampler: "auto" (the loss's recommendation), "random", "no-duplicates", "group-by-label" or "length-grouped".
         loss_learning_rate: of the loss's own weights; by default `learning_rate`.
+        probe_steps: steps between looks at how the embeddings of a fixed sample of the training texts spread; 0 never looks.
     """
 
     batch_sampler: str = "auto"
     loss_learning_rate: float | None = None
+    probe_steps: int = 50
     logging_nan_inf_filter: bool = field(default=False)  # a NaN is logged as NaN
     remove_unused_columns: bool | None = field(default=False)
 
@@ -91,6 +94,23 @@ class _Epochs(transformers.TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         if isinstance(train_dataloader, _EpochLoader):
             train_dataloader.set_epoch(int(state.epoch or 0))
+
+
+class _Probes(transformers.TrainerCallback):
+    """Looks at the probes before the first step, every `probe_steps`, and after the last one."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self.look = look
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.probe_steps and state.global_step == 0:
+            self.look()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.probe_steps and (state.global_step % args.probe_steps == 0 or state.global_step >= state.max_steps):
+            due = control.should_log
+            self.look()
+            control.should_log = due  # a log entry, which this made, resets it
 
 
 class Trainer(transformers.Trainer):
@@ -140,6 +160,7 @@ class Trainer(transformers.Trainer):
         self._substep = 0
         self._staging = False
         self._batch: Mapping[str, Any] = {}
+        self._probes: dict[str, Probe] | None = None
         self.fit = Fit(self)
         self.health = Health(Path(args.output_dir), collator.source)
         self.optimizer: Any = None
@@ -153,7 +174,7 @@ class Trainer(transformers.Trainer):
             data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset={} if evaluator else None,
-            callbacks=[_Epochs(), *(callbacks or [])],
+            callbacks=[_Epochs(), _Probes(self._look), *(callbacks or [])],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
@@ -272,13 +293,23 @@ class Trainer(transformers.Trainer):
             self._sums, self._counts = {}, {}
         if "train_loss" in logs and self._run_loss[1]:
             logs["train_loss"] = self._run_loss[0] / self._run_loss[1]
-        if "loss" in logs:
-            spread = self.step_module.spread()
-            dataset = str(self._batch.get("dataset", ""))
-            self.health.check_spread(spread, self.state.global_step, dataset)
-            prefix = f"{dataset}/embeddings" if dataset else "embeddings"
-            logs.update({f"{prefix}/{name}": value for name, value in spread.items()})
         super().log(logs, start_time)
+
+    def _look(self) -> None:
+        """Log how the embeddings of the probes spread, and warn of a collapse; on the first process."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process can run the encoder by itself
+        if sharded or not self.is_world_process_zero():
+            return
+        found: dict[str, float] = {}
+        with unmoved_generators():
+            if self._probes is None:
+                self._probes = probes(self.train_dataset, self.data_collator, self.args.seed)
+            for name, probe in self._probes.items():
+                spread = probe.measure(self.step_module.encoder)
+                self.health.check_spread(spread, self.state.global_step, name)
+                found.update({f"probe/{name}/{k}" if name else f"probe/{k}": v for k, v in spread.items()})
+        if found:
+            self.log(found)
 
     def _averages(self) -> dict[str, float]:
         names = sorted(self._sums)
