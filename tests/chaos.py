@@ -2,7 +2,8 @@
 
     python tests/chaos.py                  at least 20 kills over all kinds of run
     python tests/chaos.py --write docs/results/chaos.md
-    python tests/chaos.py --short          one kill a kind, in forked processes
+    python tests/chaos.py --fork           in forks of this process, which start faster than interpreters
+    python tests/chaos.py --short          one kill a kind, in forks
     python tests/chaos.py --seed 7         the kills of an earlier session
 
 A kill is drawn as (step, n) or (save, n): the process kills itself at the n-th function call, of Python or C, after the step or
@@ -346,7 +347,8 @@ def equal(one: Any, two: Any) -> bool:
 def main() -> int:
     """The command line; 0 if every resumed run equals the undisturbed one."""
     parser = argparse.ArgumentParser(description="Kill runs at random points, resume them, compare.")
-    parser.add_argument("--short", action="store_true", help="one kill a kind, forked processes")
+    parser.add_argument("--short", action="store_true", help="one kill a kind, in forks")
+    parser.add_argument("--fork", action="store_true", help="fork processes rather than start interpreters")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
     parser.add_argument("--write", default=None, help="a page")
@@ -363,8 +365,9 @@ def main() -> int:
     begin = time.perf_counter()
     bad, resumed, rows = 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(Path(folder), seed, options.short)
-        if options.short:
+        fork = options.fork or options.short
+        session = Session(Path(folder), seed, fork)
+        if fork:
             import embedloss.training.run
             import embedloss.training.trainer  # noqa: F401  before the first fork, so that it is done once
         for name in names:
@@ -387,7 +390,7 @@ def main() -> int:
             "scheduler, generators, the loss's own weights, order of rows and log are compared, bit for bit, with a run that",
             "nobody disturbed.",
             f"{STEPS} steps, a checkpoint every {SAVE}; models are tiny. Made by", "", "```text",
-            f"python tests/chaos.py --seed {seed} --write docs/results/chaos.md", "```", "",
+            f"python tests/chaos.py {'--fork ' if fork else ''}--seed {seed} --write docs/results/chaos.md", "```", "",
             "| run | killed at | starts from a checkpoint | in the end |", "| --- | --- | ---: | --- |",
         ]  # fmt: skip
         Path(options.write).write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
