@@ -226,7 +226,7 @@ class Session:
 
     def attempt(self, kind: Kind, config: dict[str, Any], kill: dict[str, Any] | None, counts: str = "") -> bool:
         """Train until the end (True) or until killed (False); an error is raised with what the process said."""
-        victim = self.rng.randrange(kind.processes) if kill else 0
+        victim = kill["victim"] if kill else 0
         log = Path(config["out"] + ".log")
         port = str(free_port())
         processes = []
@@ -237,7 +237,7 @@ class Session:
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(kind.processes), "MASTER_PORT": port,
                     "MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(kind.processes),
                 }  # fmt: skip
-            job = {"config": config, "kill": kill if rank == victim else None, "counts": counts if rank == 0 else ""}
+            job = {"config": config, "kill": kill if rank == victim else None, "counts": counts and f"{counts}-{rank}"}
             processes.append(Started(job, environment, log, self.fork))
         try:
             while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
@@ -260,7 +260,7 @@ class Session:
         whole, broken = self.folder / f"{slug}-whole", self.folder / f"{slug}-broken"
         counts = self.folder / f"{slug}.json"
         self.attempt(kind, self.config(kind, whole), None, str(counts))
-        calls = json.loads(counts.read_text(encoding="utf-8"))
+        calls = [json.loads(Path(f"{counts}-{rank}").read_text(encoding="utf-8")) for rank in range(kind.processes)]
         for number in range(kills + 1):
             checkpoint = last_checkpoint(broken)
             step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
@@ -273,7 +273,8 @@ class Session:
             ahead = SAVE if number % 2 == 0 and step + SAVE < STEPS - 2 else 0  # so that what is resumed is a checkpoint, too
             latest = min(step + ahead + SAVE + 1, STEPS - 1)
             goal = self.rng.randint(step + ahead, latest) if at == "step" else step + ahead + 1
-            kill = {"at": at, "step": goal, "calls": self.rng.randint(1, sorted(calls[at])[len(calls[at]) // 2])}
+            victim = self.rng.randrange(kind.processes)  # a process that does not write has fewer calls in a save
+            kill = {"at": at, "step": goal, "calls": self.rng.randint(1, min(calls[victim][at])), "victim": victim}
             if self.attempt(kind, config, kill):
                 raise RuntimeError(f"{name}: the run came to its end before {kill}")
             self.kills[at] += 1

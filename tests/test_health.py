@@ -116,3 +116,13 @@ def test_half_precision_may_overflow_while_its_scale_falls():
     assert health.check_overflow(float("inf"), 65536.0)
     assert not health.check_overflow(float("inf"), 0.5)
     assert not health.check_overflow(1.0, 65536.0)
+
+
+def test_trained_weights_in_half_precision_are_named(tmp_path):
+    tiny_bert(tmp_path / "model", layers=1, hidden=16, vocabulary=150)
+    encoder = load_encoder(str(tmp_path / "model"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Health(tmp_path).check_start(TrainingStep(encoder, create_loss("mnrl")))
+    with pytest.warns(HealthWarning, match="trained weights are bfloat16: small updates are rounded away"):
+        Health(tmp_path).check_start(TrainingStep(encoder.bfloat16(), create_loss("mnrl")))

@@ -70,6 +70,13 @@ class Health:
                 "E302", "no weight requires a gradient: the encoder is frozen and the loss has no weights of its own. "
                 "Type encoder.requires_grad_(True)."
             )  # fmt: skip
+        half = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad}
+        if half & {"float16", "bfloat16"}:
+            self._warn(
+                "half",
+                f"trained weights are {' and '.join(sorted(half))}: small updates are rounded away. Type encoder.float(); "
+                "--precision bfloat16 computes in half precision and keeps the weights in float32.",
+            )
         if not any(p.requires_grad for p in module.encoder.parameters()):
             self._warn(
                 "frozen", "no weight of the encoder requires a gradient: only the loss's own weights are trained, if any."
