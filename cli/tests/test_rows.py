@@ -104,6 +104,9 @@ def test_weights_of_rows(run, write, tmp_path):
     write("data.jsonl", [{**row, "weight": float(i == 0)} for i, row in enumerate(PAIRS)])
     checked = run("check", "data.jsonl", "--loss", "mnrl")
     assert "the row's loss is multiplied by it" in " ".join(checked.out.split())
+    takers = json.loads(run("check", "data.jsonl", "--json").out)["losses"]
+    assert "multiple-negatives-ranking" in takers
+    assert "contrastive-tension" not in takers
     options = ("--data", "data.jsonl", "--loss", "mnrl", "--learning-rate", "1e-9")
     one = trained(run, tmp_path, *options)
     every = trained(run, tmp_path, *options, "--drop", "weight", "--overwrite")

@@ -68,7 +68,8 @@ def check(
     fewest = len(report.faults)
     others = [r.binding for r in found.readings[1:] if len(r.report.faults) <= fewest]
     names = {binding.format.name, *(b.format.name for b in others)}
-    takers = [s.name for s in list_losses() if s.status == "stable" and names.intersection(s.format_names()) and spec is None]
+    fitting = [s for s in list_losses() if s.status == "stable" and names.intersection(s.format_names()) and spec is None]
+    takers = [s.name for s in fitting if s.row_weights or not binding.weight]
     wrong = bool(report.faults) or (found.evaluation is not None and bool(found.evaluation.report.faults))
     if as_json:
         document = {

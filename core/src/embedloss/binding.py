@@ -493,7 +493,7 @@ def weightless(loss_name: str, column: str, data: str = "") -> EmbedlossError:
     except EmbedlossError:
         specs = []
     lines = [f"the column '{column}' would not be used: '{loss_name}' gives rows no weights.", data]
-    lines.append(f"Losses that do: {', '.join(s.name for s in specs)}" if specs else "")
+    lines.append(f"Losses that do: {', '.join(s.name for s in specs)}" if specs and loss_name not in FORMATS else "")
     lines.append(f"Type --drop {_quoted(column)}. A row that shall count twice may stand in the file twice.")
     return EmbedlossError("E102", "\n  ".join(line for line in lines if line))
 
