@@ -147,7 +147,7 @@ class Health:
                 "the model tells them hardly apart. Is it trained, and is the pooling right?",
             )
         # Some models have all cosines above 0.8 and are well: how far the distances have shrunk counts.
-        if similarity > 0.98 and 1 - similarity < 0.2 * (1 - first["similarity"]):
+        if first["similarity"] <= 0.99 and similarity > 0.98 and 1 - similarity < 0.2 * (1 - first["similarity"]):
             self._warn(
                 "collapse",
                 f"at step {step} the embeddings of different texts of {whose} are nearly equal (mean cosine {similarity:.3f}, "
