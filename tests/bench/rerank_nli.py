@@ -121,8 +121,8 @@ TEXT = f"""## Natural language inference
 
 Accuracy on {TESTED:,} pairs of SNLI's test set (1/3 is chance) after `cross_entropy` on the pairs of its development set.
 START is a new head on the body, saved once: both libraries train from the same weights, by the command below and by
-`CrossEntropyLoss`, each with its own order of the rows and its own dropout, so that equal seeds are not equal runs. After so few
-steps, and most at the higher rate, the seed decides whether a run has left chance.
+`CrossEntropyLoss`, each with its own order of the rows and its own dropout, so that equal seeds are not equal runs. After so
+few steps, and most at the higher rate, the seed decides whether a run has left chance.
 
 ```text
 {{typed}}
