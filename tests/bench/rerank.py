@@ -481,8 +481,7 @@ reranker becomes. Learning rates were not tuned by loss: {cross} for cross-encod
 A bi-encoder starts from similarities that already mean something; a cross-encoder starts with a new head, on a body that has
 never seen two texts at once. So that {steps} steps show something, the cross-encoders here first learnt on pairs of MedQuAD to
 tell an answer from the answers to other questions, by the first of these commands; every row is then one command like the
-second. START is the body without a ranking head. "Not run": there was no processor time left; calling the script again fills
-the gaps.
+second. START is the body without a ranking head.
 
 ```text
 {warmed}
