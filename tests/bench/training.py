@@ -149,21 +149,20 @@ def matrix_speed(cuda: bool) -> float:
 
 def tokens_a_row(model: str, data: str, columns: str, rows: int) -> float:
     """Tokens of a row without padding, cut at 256 a text."""
+    from sides import read_rows
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    with open(data, encoding="utf-8") as file:
-        found = [json.loads(line) for line, _ in zip(file, range(rows), strict=False)]
-    texts = [row[column] for row in found for column in columns.split(",")]
-    return sum(map(len, tokenizer(texts, truncation=True, max_length=256)["input_ids"])) / len(found)
+    texts = [text for row in read_rows(data, columns.split(","), rows) for text in row.values()]
+    return sum(map(len, tokenizer(texts, truncation=True, max_length=256)["input_ids"])) / rows
 
 
 def training(options: Any, work: Path, store: Store) -> str:
     """Section: pairs a second and peak memory of both trainers."""
     model = model_without_dropout(work / "model")
     lines = [
-        "Both real trainers on MiniLM: the same batches, AdamW, float32, dropout off, texts cut at 256 tokens. The",
-        "peer has its defaults; with recompute that is `CachedMultipleNegativesRankingLoss` with mini-batches of 32 texts, and",
+        "Both real trainers on MiniLM: the same batches of shuffled rows, AdamW, float32, dropout off, texts cut at 256",
+        "tokens. The peer has its defaults; with recompute `CachedMultipleNegativesRankingLoss` with mini-batches of 32 texts;",
         "*best* is our speed beside its `mini_batch_num_tokens=2048`. *Bound*: our share of the speed at which this machine",
         "would multiply the matrices of the tokens without padding, three times (forward, backward), four times with",
         "recompute, and do nothing else.",
