@@ -45,14 +45,15 @@ class Store:
         self.path.write_text(json.dumps({"runs": self.runs, "pages": self.pages}))
 
     def in_turn(self, rounds: int, commands: dict[str, list[str]]) -> list[list[dict[str, Any]]]:
-        """Results of each command, so many rounds, one after the other in every round."""
+        """Results of each command, at least so many rounds, one after the other in every round; more if they are there."""
         for number in range(rounds):
             for key, words in commands.items():
                 done = self.runs.setdefault(key, [])
                 if len(done) <= number:
                     done.append(measure(words))
                     self.save()
-        return [self.runs[key][:rounds] for key in commands]
+        whole = min(len(self.runs[key]) for key in commands)
+        return [self.runs[key][:whole] for key in commands]
 
 
 def cores() -> int:
@@ -167,8 +168,8 @@ def training(options: Any, work: Path, store: Store) -> str:
         "would multiply the matrices of the tokens without padding, three times (forward, backward), four times with",
         "recompute, and do nothing else.",
         "",
-        "| data | kind, batch | rows/s | peer | speed | best | peak MB | peer | memory | bound | losses differ |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| data | kind, batch | rounds | rows/s | peer | speed | best | peak MB | peer | memory | bound | losses differ |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     speeds: dict[str, list[float]] = {}
     memories: dict[str, list[float]] = {}
@@ -191,7 +192,7 @@ def training(options: Any, work: Path, store: Store) -> str:
             tokens = tokens_a_row(model, data, columns, batch * steps)
             needed = tokens * (4 if recompute else 3) * LAYERS * 2 * 12 * DIMENSION**2
             rows, theirs = middle(ours, "rows_per_second"), middle(peer, "rows_per_second")
-            cells = [name, kind, f"{rows:.1f}", f"{theirs:.1f}", f"**{speed:.2f}**"]
+            cells = [name, kind, str(len(ours)), f"{rows:.1f}", f"{theirs:.1f}", f"**{speed:.2f}**"]
             cells.append(f"{ratio(ours, best[0], 'rows_per_second'):.2f}" if best else "")
             cells += [f"{middle(ours, 'peak_mb'):,.0f}", f"{middle(peer, 'peak_mb'):,.0f}", f"**{memory:.2f}**"]
             lines.append(f"| {' | '.join(cells)} | {rows * needed / operations:.0%} | {gap:.0e} |")
