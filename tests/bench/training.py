@@ -164,11 +164,11 @@ def training(options: Any, work: Path, store: Store) -> str:
     lines = [
         "Both real trainers on MiniLM: the same batches of shuffled rows, AdamW, float32, dropout off, texts cut at 256",
         "tokens. The peer has its defaults; with recompute `CachedMultipleNegativesRankingLoss` with mini-batches of 32 texts;",
-        "*best* is our speed beside its `mini_batch_num_tokens=2048`. *Bound*: our share of the speed at which this machine",
+        "*tokens* is our speed beside its `mini_batch_num_tokens=2048`. *Bound*: our share of the speed at which this machine",
         "would multiply the matrices of the tokens without padding, three times (forward, backward), four times with",
         "recompute, and do nothing else.",
         "",
-        "| data | kind, batch | rounds | rows/s | peer | speed | best | peak MB | peer | memory | bound | losses differ |",
+        "| data | kind, batch | rounds | rows/s | peer | speed | tokens | peak MB | peer | memory | bound | losses differ |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     speeds: dict[str, list[float]] = {}
