@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sides import read_rows
+
 HERE = Path(__file__).parent
 SETS = {
     "tldr": ("tldr_commands/train.jsonl", "query,positive"),
@@ -150,7 +152,6 @@ def matrix_speed(cuda: bool) -> float:
 
 def tokens_a_row(model: str, data: str, columns: str, rows: int) -> float:
     """Tokens of a row without padding, cut at 256 a text."""
-    from sides import read_rows
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,21 +83,11 @@ class Probe:
 
     def measure(self, encoder: Any) -> dict[str, float]:
         """The spread of what the encoder makes of the texts now; nothing of the training is moved by it."""
-        with uncompiled():
+        # Compiled layers run as they were written: a few texts are not worth compiling a second graph for.
+        with torch.compiler.set_stance("force_eager"):
             x = encoder.encode(self.texts, prompt=self.prompts[0])
             y = encoder.encode(self.partners, prompt=self.prompts[1]) if self.partners else None
         return spread(torch.from_numpy(x), None if y is None else torch.from_numpy(y))
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Compiled layers run as they were written: a few texts are not worth compiling a second graph for."""
-    stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    if stance is None:
-        yield
-        return
-    with stance("force_eager"):
-        yield
 
 
 def probes(data: Any, collator: Collator | MixtureCollator, seed: int) -> dict[str, Probe]:
