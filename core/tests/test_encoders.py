@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedloss.encoders import (
     BiEncoder,
@@ -208,6 +209,59 @@ def test_recomputation_keeps_the_activations_of_one_chunk(plain: dict[str, Path]
             encode_chunks(encoder, chunks, place, recompute=recompute)
         kept.append(sum(sizes))
     assert kept[1] < 0.6 * kept[0]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_chunks_share_one_gradient_of_the_word_embeddings(
+    plain: dict[str, Path], recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal to one of `nn.Embedding` a chunk, in one tensor of the table's size, also when the graph is run through twice."""
+    encoder = load_encoder(plain["bert"]).double().eval()
+    table = encoder.model.get_input_embeddings()
+    chunks, place = chunks_of(encoder, 30)
+    assert len(chunks) > 2
+    assert any((chunk["input_ids"] == table.padding_idx).any() for chunk in chunks)
+
+    class Sizes(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            new = func in (torch.ops.aten.embedding_dense_backward.default, torch.ops.aten.zeros_like.default)
+            self.made += new and result.shape == table.weight.shape
+            return result
+
+    gradients, sizes = [], []
+    for shared in (False, True):
+        with monkeypatch.context() as patch:
+            if not shared:
+                patch.setattr("embedloss.encoders.base.shared_lookups", lambda encoder: None)
+            encoder.zero_grad()
+            output = encode_chunks(encoder, chunks, place, recompute=recompute)
+            loss = (output * torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)).sum()
+            with Sizes() as counted:
+                loss.backward(retain_graph=not recompute)
+            sizes.append(counted.made)
+            if not recompute:
+                loss.backward()
+            gradients.append({n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
+    expected, found = gradients
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+    assert sizes == [len(chunks), 1]
+    assert "forward" not in vars(table)
+
+
+def test_frozen_word_embeddings_get_no_gradient(plain: dict[str, Path]) -> None:
+    encoder = load_encoder(plain["bert"])
+    table = encoder.model.get_input_embeddings()
+    table.requires_grad_(False)
+    chunks, place = chunks_of(encoder, 30)
+    encode_chunks(encoder, chunks, place).sum().backward()
+    assert table.weight.grad is None
+    assert any(p.grad is not None for p in encoder.parameters())
 
 
 def test_order_is_restored(plain: dict[str, Path]) -> None:

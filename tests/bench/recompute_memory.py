@@ -34,10 +34,8 @@ def measure(model: str, rows: int, recompute: bool) -> None:
 
     from embedloss import TrainingStep, create_loss, load_encoder
     from embedloss.collate import Collator
-    from embedloss.training.memory import return_freed_memory
 
     torch.set_num_threads(1)
-    return_freed_memory()
     rng = random.Random(0)
     words = [chr(97 + i) for i in range(26)]
     encoder = load_encoder(model)

@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROLES = ("anchor", "positive", "negative")
-ABLATIONS = ("share", "keep", "sort", "free")
+ABLATIONS = ("share", "keep", "sort", "lookups", "trim")
 
 
 def read_rows(path: str, columns: list[str], rows: int) -> Any:
@@ -74,6 +74,10 @@ def switch_off(name: str) -> None:
         base.recomputed = lambda tokens: len(tokens) - 1
     elif name == "sort":  # as many texts a chunk as the peer's mini-batch, in the order given
         collate.plan_chunks = lambda lengths, _: [list(range(b, min(b + 32, len(lengths)))) for b in range(0, len(lengths), 32)]
+    elif name == "lookups":  # each chunk makes a gradient of the whole table of word embeddings
+        base.shared_lookups = lambda encoder: None
+    elif name == "trim":
+        base.TRIM.every = base.TRIM_RECOMPUTED.every = 1 << 60
 
 
 def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
@@ -83,7 +87,6 @@ def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
     from embedloss.collate import Collator
     from embedloss.samplers import EpochSampler
     from embedloss.training import Trainer, TrainingArguments, TrainingStep
-    from embedloss.training.memory import return_freed_memory
 
     class InOrder(EpochSampler):
         def joint_batches(self, size: int) -> list[Any]:
@@ -93,8 +96,6 @@ def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:
         def sampler(self) -> EpochSampler:
             return InOrder(len(self.train_dataset), options.batch)
 
-    if options.without != "free":
-        return_freed_memory()  # as every run of `embedloss train` does
     switch_off(options.without)
     encoder = load_encoder(options.model, max_length=256)
     step = TrainingStep(encoder, create_loss("mnrl"), recompute=options.recompute)

@@ -40,9 +40,7 @@ def read(rows: int) -> None:
     """Draw every batch of one pass and print what it took as JSON."""
     from embedloss import create_loss
     from embedloss.streaming import Stream, Streams, StreamSampler
-    from embedloss.training.memory import return_freed_memory
 
-    return_freed_memory()
     stream = Stream.of(Generated(rows), create_loss("cosine_similarity").spec, "pairs+score")
     total = rows // BATCH
     held: list[float] = []
@@ -63,10 +61,8 @@ def train(rows: int, folder: str) -> None:
     from embedloss import Trainer, TrainingArguments, TrainingStep, create_loss
     from embedloss.collate import Collator
     from embedloss.encoders.static import new_static_encoder
-    from embedloss.training.memory import return_freed_memory
 
     torch.set_num_threads(1)
-    return_freed_memory()
     held: list[float] = []
 
     class Watch(transformers.TrainerCallback):

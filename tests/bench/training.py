@@ -224,7 +224,8 @@ PARTS = {
     "sort": "texts of all columns sorted by length (else 32 a chunk, in the order given)",
     "share": "equal texts of a batch encoded once",
     "keep": "the last chunks kept as far as one chunk's memory goes (else the last one)",
-    "free": "large blocks given back to the system at once",
+    "lookups": "one gradient of the word embeddings for all chunks (else one a chunk)",
+    "trim": "freed memory given back to the system every few chunks",
 }
 
 
@@ -242,10 +243,10 @@ def parts(options: Any, work: Path, store: Store) -> str:
     ]
     commands = {"parts/with": words("ours", model, data, columns, 256, True, 4)}
     commands |= {f"parts/{part}": words("ours", model, data, columns, 256, True, 4, "--without", part) for part in PARTS}
-    commands["parts/4096"] = words("ours", model, data, columns, 256, True, 4, "--chunk-tokens", "4096")
-    commands["parts/1024"] = words("ours", model, data, columns, 256, True, 4, "--chunk-tokens", "1024")
+    for tokens in (256, 1024, 2048):
+        commands[f"parts/{tokens}"] = words("ours", model, data, columns, 256, True, 4, "--chunk-tokens", str(tokens))
     whole, *others = store.in_turn(options.rounds, commands)
-    labels = [*PARTS.values(), "(chunks of 4,096 tokens instead of 2,048)", "(chunks of 1,024 tokens)"]
+    labels = [*PARTS.values(), "(chunks of 256 tokens instead of 512)", "(chunks of 1,024 tokens)", "(chunks of 2,048 tokens)"]
     for label, runs in zip(labels, others, strict=True):
         speed, memory = ratio(runs, whole, "rows_per_second"), ratio(runs, whole, "peak_mb")
         lines.append(f"| {label} | {speed:.2f} | {1 / memory:.2f} |")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embedloss.binding import weightless
-from embedloss.encoders import plan_chunks
+from embedloss.encoders import plan_chunks, training_chunk
 from embedloss.formats import get_format
 from embedloss.loss import Loss, Row
 from embedloss.samplers import text_id
@@ -80,7 +80,7 @@ class Collator:
     processor: Any
     loss: Loss
     format_name: str
-    chunk_tokens: int = 2048
+    chunk_tokens: int = field(default_factory=training_chunk)
     prompts: Mapping[str, str] = field(default_factory=dict)
     kind: str = "bi-encoder"
     guides: Mapping[Any, Any] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from embedloss.adapters.columns import (
 from embedloss.adapters.models import wrap_model
 from embedloss.adapters.peer import sentence_transformers
 from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
-from embedloss.encoders import Encoder, TextProcessor, encode_chunks, load_encoder, plan_chunks
+from embedloss.encoders import Encoder, TextProcessor, encode_chunks, load_encoder, plan_chunks, training_chunk
 from embedloss.encoders.text import pad_id
 from embedloss.errors import EmbedlossError
 from embedloss.formats import LIST_ROLES, DataFormat
@@ -109,9 +109,7 @@ class ForeignTrainerLoss(nn.Module):
         self.requirements = loss.requires()
         self.recompute, self.seed = recompute or self.requirements.recompute, seed
         if chunk_tokens is None and (self.recompute or self.kind == "cross-encoder"):
-            from embedloss.training.run import default_chunk_tokens
-
-            chunk_tokens = default_chunk_tokens()
+            chunk_tokens = training_chunk()
         self.chunk_tokens = chunk_tokens
         self.step = 0
         self.output: LossOutput | None = None
@@ -320,7 +318,7 @@ class SentenceTransformerLoss(ForeignTrainerLoss):
             skipped = prompt_length(column)
             texts += _decode(self.inner.tokenizer, [row[skipped:] for row in rows])
         items = guide.processor.tokenize(texts, prompt)
-        tokens = self.chunk_tokens or 2048
+        tokens = self.chunk_tokens or training_chunk()
         plan = plan_chunks([len(i) for i in items], tokens) if guide.processor.chunked else [list(range(len(items)))]
         padded = [guide.processor.pad([items[i] for i in chunk]) for chunk in plan]
         batch = [{k: v.to(guide.device) for k, v in features.items()} for features in padded]

@@ -3,7 +3,7 @@
 Everything here reads and writes the folder layout of sentence-transformers.
 """
 
-from embedloss.encoders.base import Encoder, encode_chunks, plan_chunks
+from embedloss.encoders.base import Encoder, encode_chunks, plan_chunks, training_chunk
 from embedloss.encoders.bi import BiEncoder
 from embedloss.encoders.card import write_card
 from embedloss.encoders.cross import CrossEncoder, PairProcessor
@@ -25,5 +25,6 @@ __all__ = [
     "load_encoder",
     "new_static_encoder",
     "plan_chunks",
+    "training_chunk",
     "write_card",
 ]

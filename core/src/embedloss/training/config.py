@@ -62,7 +62,7 @@ class RunConfig:
         compile: compile the transformer with torch.compile; the first steps take long.
         lora: train LoRA adapters in place of the weights: r, alpha, dropout, target ("query+value"), each with a default.
         lora_merge: add the adapters to the weights when the model is saved, so that it opens without peft.
-        chunk_tokens: padded tokens a forward pass holds; by default 16,384 on a GPU and 2,048 on a CPU.
+        chunk_tokens: padded tokens a forward pass holds; by default 16,384 on a GPU, 512 to 2,048 on a CPU.
         recompute: keep the activations of one chunk only, and compute the others again in the backward pass; "auto" does so
             where a step does not fit in memory, with the largest chunk that fits.
         memory_limit: what "auto" may use, such as "4GB"; by default the memory that is free.

@@ -263,13 +263,6 @@ def make_encoder(
     )
 
 
-def default_chunk_tokens() -> int:
-    """16,384 padded tokens on a GPU, 2,048 on a CPU."""
-    import torch
-
-    return 16384 if torch.cuda.is_available() else 2048
-
-
 def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> RunResult:
     """Run one configuration from data to saved model.
 
@@ -287,24 +280,20 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
     if os.environ.get("RANK", "0") != "0":  # one process speaks for all
         say = _silent
     prepared = prepare(config, say)
-    import torch
     import transformers
 
     from embedloss.collate import Collator
-    from embedloss.encoders import Encoder, load_encoder
+    from embedloss.encoders import Encoder, load_encoder, training_chunk
     from embedloss.encoders.lora import merge_adapters
     from embedloss.mixture import MixtureCollator
     from embedloss.registry import create_loss, expression_specs
     from embedloss.training import evidence, options, report
     from embedloss.training.guides import GuideCache
     from embedloss.training.manifest import manifest
-    from embedloss.training.memory import return_freed_memory
     from embedloss.training.per_dataset import PerDataset
     from embedloss.training.step import TrainingStep
     from embedloss.training.trainer import Trainer, save_step, step_expression
 
-    if not torch.cuda.is_available():
-        return_freed_memory()
     transformers.set_seed(config.seed)
     sources = prepared.sources
     losses = {source.name: create_loss(source.settings.loss) for source in sources}
@@ -340,7 +329,7 @@ def run_training(config: RunConfig, say: Say = print, quiet: bool = False) -> Ru
             encoder.processor,
             losses[source.name],
             source.binding.format.name,
-            config.chunk_tokens or default_chunk_tokens(),
+            config.chunk_tokens or training_chunk(),
             source.settings.prompts,
             kind,
             {key: found for key, found in guide_sources.items() if key in losses[source.name].requires().guides},

@@ -1,0 +1,96 @@
+"""One gradient for all lookups of a batch in a word-embedding table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Lookups:
+    """Lookups of several chunks in one table, with one gradient.
+
+    The gradient of `nn.Embedding` is as large as its table, and each chunk would make one: with short chunks much of the memory
+    and of the time of a backward pass. Here every chunk adds the rows that it has looked up.
+
+    Args:
+        table: the embedding; its weight is read here once for all chunks.
+
+    Example:
+        >>> lookups = Lookups(encoder.model.get_input_embeddings())  # doctest: +SKIP
+        >>> with lookups.used():  # doctest: +SKIP
+        ...     embeddings = encoder(chunk)
+    """
+
+    def __init__(self, table: nn.Embedding) -> None:
+        self.table = table
+        self.gradient: Tensor | None = None
+        self._weight: Tensor = _Shared.apply(table.weight, self)  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Within, the table's forward pass is a lookup of these."""
+        table: Any = self.table
+        table.forward = lambda ids: _Lookup.apply(self._weight, ids, self)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            del table.forward
+
+    def add(self, ids: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of one chunk's lookup: ids of any shape, gradient (*ids.shape, dimension)."""
+        rows, where = torch.unique(ids, return_inverse=True)
+        sums = torch.ops.aten.embedding_dense_backward(gradient, where, len(rows), -1, False)
+        if self.table.padding_idx is not None:
+            sums[rows == self.table.padding_idx] = 0
+        if self.gradient is None:
+            self.gradient = torch.zeros_like(self.table.weight)
+        self.gradient[rows] += sums
+
+
+def shared_lookups(encoder: nn.Module) -> Lookups | None:
+    """Lookups for an encoder's chunks; None where its table is not trained, or is no plain table: sharded, say."""
+    model: Any = getattr(encoder, "model", None)
+    if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings") or torch.compiler.is_compiling():
+        return None
+    table: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if type(table) is not nn.Embedding or table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
+        return None
+    weight = table.weight
+    whole = type(weight) is nn.Parameter and weight.shape == (table.num_embeddings, table.embedding_dim)
+    return Lookups(table) if whole and weight.requires_grad and torch.is_grad_enabled() else None
+
+
+class _Shared(torch.autograd.Function):
+    """The table for all lookups; its backward pass runs after those of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, lookups: Lookups) -> Tensor:
+        ctx.lookups = lookups
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        made, ctx.lookups.gradient = ctx.lookups.gradient, None
+        return made, None
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, lookups: Lookups) -> Tensor:
+        ctx.lookups = lookups
+        ctx.save_for_backward(ids)
+        return nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        ctx.lookups.add(ids, gradients[0])
+        return None, None, None
