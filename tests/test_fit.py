@@ -103,7 +103,7 @@ def test_the_largest_chunk_that_fits_is_chosen(model):
     batch = Collator(step.encoder.processor, step.loss, "pairs", 10**6)(Keyed(pairs(60)).__getitems__(list(range(60))))
     found = estimate(step, batch)
     assert choose(step, batch, int(found.step(False) / MARGIN) + 1)[:2] == (False, None)
-    limit = int((found.fixed + found.outputs + 1000 * found.token) / MARGIN)
+    limit = int((found.fixed + found.outputs + 1000 * found.again) / MARGIN)
     assert choose(step, batch, limit)[:2] == (True, 512)
     with pytest.raises(EmbedlossError, match="a step does not fit in"):
         choose(step, batch, found.fixed // 2)

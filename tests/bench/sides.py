@@ -9,6 +9,7 @@ otherwise, dropout off (the model folder says so) and texts cut at 256 tokens.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROLES = ("anchor", "positive", "negative")
-ABLATIONS = ("share", "keep", "sort", "lookups", "trim")
+ABLATIONS = ("share", "keep", "sort", "lookups", "trim", "lean")
 
 
 def read_rows(path: str, columns: list[str], rows: int) -> Any:
@@ -76,6 +77,8 @@ def switch_off(name: str) -> None:
         collate.plan_chunks = lambda lengths, _: [list(range(b, min(b + 32, len(lengths)))) for b in range(0, len(lengths), 32)]
     elif name == "lookups":  # each chunk makes a gradient of the whole table of word embeddings
         base.shared_lookups = lambda encoder: None
+    elif name == "lean":
+        base.lean = lambda encoder: contextlib.nullcontext()
     elif name == "trim":
         base.TRIM.every = base.TRIM_RECOMPUTED.every = 1 << 60
 

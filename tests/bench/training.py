@@ -220,12 +220,16 @@ def start_up() -> dict[str, float]:
     return {"imports": float(done.stdout)}
 
 
+# What is switched off -> data, kind, and what it is.
 PARTS = {
-    "sort": "texts of all columns sorted by length (else 32 a chunk, in the order given)",
-    "share": "equal texts of a batch encoded once",
-    "keep": "the last chunks kept as far as one chunk's memory goes (else the last one)",
-    "lookups": "one gradient of the word embeddings for all chunks (else one a chunk)",
-    "trim": "freed memory given back to the system every few chunks",
+    "sort": ("stsb", "recompute 256", "texts of all columns sorted by length (else 32 a chunk, in the order given)"),
+    "share": ("stsb", "recompute 256", "equal texts of a batch encoded once"),
+    "keep": ("stsb", "recompute 256", "the last chunks kept as far as one chunk's memory goes (else the last one)"),
+    "lookups": ("stsb", "recompute 256", "one gradient of the word embeddings for all chunks (else one a chunk)"),
+    "trim": ("medquad", "recompute 256", "freed memory given back every few chunks"),
+    "lean": ("medquad", "plain 64", "activation functions computed again (else their outputs are kept)"),
+    "256": ("stsb", "recompute 256", "(chunks of 256 tokens instead of 512)"),
+    "2048": ("stsb", "recompute 256", "(chunks of 2,048 tokens)"),
 }
 
 
@@ -233,23 +237,22 @@ def parts(options: Any, work: Path, store: Store) -> str:
     """Section: each optimisation switched off."""
     model = model_without_dropout(work / "model")
     sets = data_sets(options, work)
-    name = "stsb" if "stsb" in sets else next(iter(sets))
-    data, columns = sets[name]
     lines = [
-        f"Our side, {name}, recompute at batch 256, with one part switched off: below 1, the part makes it faster (smaller).",
+        "Our side with one part switched off, beside all of it: a speed below 1 means that the part makes it faster, a memory",
+        "above 1 that it makes it smaller.",
         "",
-        "| without | speed | memory |",
-        "| --- | --- | --- |",
+        "| without | data | kind, batch | speed | memory |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    commands = {"parts/with": words("ours", model, data, columns, 256, True, 4)}
-    commands |= {f"parts/{part}": words("ours", model, data, columns, 256, True, 4, "--without", part) for part in PARTS}
-    for tokens in (256, 1024, 2048):
-        commands[f"parts/{tokens}"] = words("ours", model, data, columns, 256, True, 4, "--chunk-tokens", str(tokens))
-    whole, *others = store.in_turn(options.rounds, commands)
-    labels = [*PARTS.values(), "(chunks of 256 tokens instead of 512)", "(chunks of 1,024 tokens)", "(chunks of 2,048 tokens)"]
-    for label, runs in zip(labels, others, strict=True):
-        speed, memory = ratio(runs, whole, "rows_per_second"), ratio(runs, whole, "peak_mb")
-        lines.append(f"| {label} | {speed:.2f} | {1 / memory:.2f} |")
+    for part, (name, kind, label) in PARTS.items():
+        name = name if name in sets else next(iter(sets))
+        batch, recompute, short, long = KINDS[kind]
+        whole = words("ours", model, *sets[name], batch, recompute, long if name in LONG else short)
+        switched = [*whole, *(["--chunk-tokens", part] if part.isdigit() else ["--without", part])]
+        key = f"parts/{name}/{kind}"
+        runs = store.in_turn(options.rounds, {key: whole, f"{key}/{part}": switched})
+        speed, memory = ratio(runs[1], runs[0], "rows_per_second"), ratio(runs[1], runs[0], "peak_mb")
+        lines.append(f"| {label} | {name} | {kind} | {speed:.2f} | {memory:.2f} |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from embedloss.allocator import Trim
+from embedloss.encoders.lean import lean
 from embedloss.encoders.lookup import Lookups, shared_lookups
 from embedloss.encoders.modules import Normalize
 from embedloss.encoders.text import StaticProcessor, TextProcessor
@@ -262,12 +263,11 @@ def encode_chunks(
     again = recomputed([chunk["input_ids"].numel() for chunk in chunks]) if recompute and torch.is_grad_enabled() else 0
     lookups = shared_lookups(encoder) if len(chunks) > 1 else None
     trim = None if place.is_cuda else TRIM_RECOMPUTED if again else TRIM
-    for number, chunk in enumerate(chunks):
-        if number < again:
-            made = checkpoint(_encode, encoder, chunk, layers, lookups, trim, use_reentrant=False, preserve_rng_state=True)
-        else:
-            made = _encode(encoder, chunk, layers, lookups, trim)
+    for chunk in chunks[:again]:
+        made = checkpoint(_encode, encoder, chunk, layers, lookups, trim, use_reentrant=False, preserve_rng_state=True)
         outputs.append(made)
+    with lean(encoder) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else nullcontext():
+        outputs += [_encode(encoder, chunk, layers, lookups, trim) for chunk in chunks[again:]]
     by_layer = [list(parts) for parts in zip(*outputs, strict=True)] if layers else [outputs]
     device = by_layer[0][0].device
     results = [torch.cat(parts).index_select(0, place.to(device)) for parts in by_layer]

@@ -40,13 +40,13 @@ def choose(step: Any, batch: Mapping[str, Any], limit: int | None) -> tuple[bool
     if found.step(False) <= room:
         return False, None, found, limit
     longest = max(int(c["input_ids"].shape[1]) if c["input_ids"].ndim == 2 else 1 for c in batch["chunks"])
-    tokens = int((room - found.fixed - found.outputs) / max(found.token, 1e-9))
+    tokens = int((room - found.fixed - found.outputs) / max(found.again, 1e-9))
     if tokens < longest:
         raise EmbedlossError(
             "E401",
             f"a step does not fit in {limit / 2**20:,.0f} MiB: weights, gradients and optimizer take "
             f"{found.fixed / 2**20:,.0f} MiB, the embeddings of a batch {found.outputs / 2**20:,.0f} MiB and the longest text "
-            f"({longest} tokens) {found.token * longest / 2**20:,.0f} MiB. Use a smaller --batch-size, --max-length or model.",
+            f"({longest} tokens) {found.again * longest / 2**20:,.0f} MiB. Use a smaller --batch-size, --max-length or model.",
         )
     return True, max(2 ** (tokens.bit_length() - 1), longest), found, limit
 

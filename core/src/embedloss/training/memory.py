@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from embedloss.encoders.lean import lean, observers
 
 
 def parse_size(text: str) -> int:
@@ -79,9 +82,11 @@ class Saved:
 
     def __enter__(self) -> Saved:
         self._hooks.__enter__()
+        observers.append(self._pack)
         return self
 
     def __exit__(self, *details: Any) -> None:
+        observers.remove(self._pack)
         self._hooks.__exit__(*details)
         self._kept.clear()
 
@@ -92,7 +97,8 @@ class Estimate:
 
     Args:
         fixed: weights, gradients and the optimizer's state.
-        token: activations a padded token.
+        token: activations a padded token, kept for the backward pass.
+        again: those of a token whose chunk is recomputed: nothing of them is left out.
         tokens: padded tokens of the whole batch.
         largest: padded tokens of its largest chunk.
         outputs: the embeddings (or scores) of the batch with their gradients.
@@ -100,17 +106,18 @@ class Estimate:
 
     fixed: int
     token: float
+    again: float
     tokens: int
     largest: int
     outputs: int
 
     def step(self, recompute: bool) -> int:
         """Weights and activations of a step: those of all chunks, or of the largest one."""
-        return int(self.fixed + self.outputs + self.token * (self.largest if recompute else self.tokens))
+        return int(self.fixed + self.outputs + (self.again * self.largest if recompute else self.token * self.tokens))
 
 
 def estimate(step: Any, batch: Mapping[str, Any]) -> Estimate:
-    """What a step takes, from the activations of the batch's smallest chunk; runs one forward pass of it.
+    """What a step takes, from the activations of the batch's smallest chunk; runs two forward passes of it.
 
     Args:
         step: a `TrainingStep`.
@@ -125,13 +132,17 @@ def estimate(step: Any, batch: Mapping[str, Any]) -> Estimate:
     features = {name: value.to(encoder.device) for name, value in chunk.items()}
     training = encoder.training
     encoder.train()
-    with torch.random.fork_rng(), Saved([*encoder.parameters(), *encoder.buffers()]) as saved:
-        encoder(features, step.requirements.layers)
+    sizes_kept = []
+    for context in (lean(encoder), contextlib.nullcontext()):
+        with torch.random.fork_rng(), Saved([*encoder.parameters(), *encoder.buffers()]) as saved, context:
+            encoder(features, step.requirements.layers)
+        sizes_kept.append(saved.bytes)
     encoder.train(training)
     texts = len(batch["place"])
     per_text = 2 * 4 * encoder.dimension * (encoder.n_layers + 1 if step.requirements.layers else 1)
     copies = 2 if step.twin is not None else 1
-    return Estimate(fixed, copies * saved.bytes / max(min(sizes), 1), sum(sizes), max(sizes), copies * texts * per_text)
+    token, again = (copies * size / max(min(sizes), 1) for size in sizes_kept)
+    return Estimate(fixed, token, again, sum(sizes), max(sizes), copies * texts * per_text)
 
 
 def reset_peak() -> None:
