@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 BATCHES = (256, 1024, 4096, 16384)
-CHUNK_TOKENS, WORDS, DIMENSION = 2048, 14, 384
+CHUNK_TOKENS, WORDS, DIMENSION = 512, 14, 384
 LARGEST_PLAIN = 1024  # beyond it the activations do not fit into the memory of a small machine
 BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
 
