@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import pickle
 import random
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from embedloss.encoders import (
     StaticEncoder,
     encode_chunks,
     load_encoder,
+    lookup,
     new_static_encoder,
     plan_chunks,
     write_card,
@@ -304,6 +307,40 @@ def test_frozen_word_embeddings_get_no_gradient(plain: dict[str, Path]) -> None:
     encode_chunks(encoder, chunks, place).sum().backward()
     assert table.weight.grad is None
     assert any(p.grad is not None for p in encoder.parameters())
+
+
+def test_a_step_without_a_backward_pass_leaves_nothing_behind(plain: dict[str, Path]) -> None:
+    """No cycle: what the chunks share goes with the last reference, not when garbage is collected."""
+    encoder = load_encoder(plain["bert"]).train()
+    chunks, place = chunks_of(encoder, 30)
+    gc.collect()
+    gc.disable()
+    try:
+        output = encode_chunks(encoder, chunks, place)
+        alive = [weakref.ref(found) for found in gc.get_objects() if type(found) is lookup._Sum]
+        assert len(alive) == 1
+        assert alive[0]() is not None
+        del output
+        assert alive[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_lookup_of_someone_else_is_left_alone(plain: dict[str, Path]) -> None:
+    encoder = load_encoder(plain["bert"])
+    table = encoder.model.get_input_embeddings()
+    calls: list[int] = []
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        calls.append(len(ids))
+        return nn.functional.embedding(ids, table.weight, table.padding_idx)
+
+    table.forward = forward
+    chunks, place = chunks_of(encoder, 30)
+    encode_chunks(encoder, chunks, place).sum().backward()
+    assert calls == [len(chunk["input_ids"]) for chunk in chunks]
+    assert table.forward is forward
+    assert table.weight.grad.abs().max() > 0
 
 
 def test_order_is_restored(plain: dict[str, Path]) -> None:

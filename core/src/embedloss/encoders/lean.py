@@ -39,7 +39,7 @@ def lean(encoder: nn.Module) -> Iterator[None]:
         latest[:] = [(function, inputs[0].detach(), output, output._version)] if output.is_contiguous() else []
 
     def pack(tensor: Tensor) -> Tensor | Again:
-        kept: Tensor | Again = tensor
+        kept: Tensor | Again = tensor.detach()  # an output that its own function keeps would keep the graph alive for ever
         for function, before, output, version in latest:
             same = tensor.data_ptr() == output.data_ptr() and tensor.numel() == output.numel() and tensor.dtype == output.dtype
             if same and tensor.is_contiguous() and output._version == version:

@@ -27,29 +27,18 @@ class Lookups:
     """
 
     def __init__(self, table: nn.Embedding) -> None:
-        self.table = table
-        self.gradient: Tensor | None = None
-        self._weight: Tensor = _Shared.apply(table.weight, self)  # type: ignore[no-untyped-call]
+        self._table, self._sum = table, _Sum(table)
+        self._weight: Tensor = _Shared.apply(table.weight, self._sum)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Within, the table's forward pass is a lookup of these."""
-        table: Any = self.table
-        table.forward = lambda ids: _Lookup.apply(self._weight, ids, self)  # type: ignore[no-untyped-call]
+        table: Any = self._table
+        table.forward = lambda ids: _Lookup.apply(self._weight, ids, self._sum)  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             del table.forward
-
-    def add(self, ids: Tensor, gradient: Tensor) -> None:
-        """Add the gradient of one chunk's lookup: ids of any shape, gradient (*ids.shape, dimension)."""
-        rows, where = torch.unique(ids, return_inverse=True)
-        sums = torch.ops.aten.embedding_dense_backward(gradient, where, len(rows), -1, False)
-        if self.table.padding_idx is not None:
-            sums[rows == self.table.padding_idx] = 0
-        if self.gradient is None:
-            self.gradient = torch.zeros_like(self.table.weight)
-        self.gradient[rows] += sums
 
 
 def shared_lookups(encoder: nn.Module) -> Lookups | None:
@@ -60,31 +49,53 @@ def shared_lookups(encoder: nn.Module) -> Lookups | None:
     table: Any = model.get_input_embeddings()  # type: ignore[operator]
     if type(table) is not nn.Embedding or table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
         return None
+    if "forward" in vars(table):  # someone else's, such as that of accelerate for weights that are elsewhere
+        return None
     weight = table.weight
     whole = type(weight) is nn.Parameter and weight.shape == (table.num_embeddings, table.embedding_dim)
     return Lookups(table) if whole and weight.requires_grad and torch.is_grad_enabled() else None
+
+
+class _Sum:
+    """The gradient of a table, made of those of its lookups."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        self.table = table
+        self.gradient: Tensor | None = None
+
+    def add(self, ids: Tensor, gradient: Tensor) -> None:
+        """Add one lookup's: ids of any shape, gradient (*ids.shape, dimension)."""
+        rows, where = torch.unique(ids, return_inverse=True)
+        sums = torch.ops.aten.embedding_dense_backward(gradient, where, len(rows), -1, False)
+        if self.table.padding_idx is not None:
+            sums[rows == self.table.padding_idx] = 0
+        if self.gradient is None:
+            self.gradient = torch.zeros_like(self.table.weight)
+        self.gradient[rows] += sums
 
 
 class _Shared(torch.autograd.Function):
     """The table for all lookups; its backward pass runs after those of all of them."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, lookups: Lookups) -> Tensor:
-        ctx.lookups = lookups
+    def forward(ctx: Any, weight: Tensor, total: _Sum) -> Tensor:
+        ctx.total = total
         ctx.set_materialize_grads(False)
         return weight.view_as(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        made, ctx.lookups.gradient = ctx.lookups.gradient, None
+    def backward(ctx: Any, *gradients: None) -> tuple[Tensor | None, None]:
+        made, ctx.total.gradient = ctx.total.gradient, None
         return made, None
 
 
 class _Lookup(torch.autograd.Function):
+    """A lookup that gives its gradient to the sum, and none to the table."""
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, lookups: Lookups) -> Tensor:
-        ctx.lookups = lookups
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, total: _Sum) -> Tensor:
+        ctx.total = total
         ctx.save_for_backward(ids)
         return nn.functional.embedding(ids, weight)
 
@@ -92,5 +103,5 @@ class _Lookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         (ids,) = ctx.saved_tensors
-        ctx.lookups.add(ids, gradients[0])
+        ctx.total.add(ids, gradients[0])
         return None, None, None
