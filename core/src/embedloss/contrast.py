@@ -109,7 +109,7 @@ def contrast(
                     pull, product = products[block.right, block.left]
                     z = product.T.clone()
                 else:
-                    z, pull = _logits(similarity, texts, factor, block, start, stop, gradients)
+                    z, pull = _logits(similarity, texts, factor, block, start, stop, gradients, scale)
                     if whole and any((b.right, b.left) == (block.left, block.right) != (b.left, b.right) for b in blocks):
                         products[block.left, block.right] = len(tiles), z.clone()
                 if not tiles and block.positives is None:
@@ -160,18 +160,28 @@ def _logits(
     start: int,
     stop: int,
     gradients: Mapping[str, Tensor],
+    scale: float | Tensor,
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """The logits of a tile, and what adds their gradient to those of the texts and of the factor (its name is "")."""
+    """The logits of a tile, and what adds their gradient to those of the texts and of the factor (its name is "").
+
+    `scale` is the factor as it came: a number goes into the matrix products.
+    """
     left, right = texts[block.left].detach()[start:stop], texts[block.right].detach()
     if name == "dot":
 
         def pull(g: Tensor) -> None:
+            if not isinstance(scale, Tensor):
+                if block.left in gradients:
+                    gradients[block.left][start:stop].addmm_(g, right, alpha=scale)
+                if block.right in gradients:
+                    gradients[block.right].addmm_(g.T, left, alpha=scale)
+                return
             if block.left in gradients or "" in gradients:
                 back = g @ right
                 if block.left in gradients:
                     gradients[block.left][start:stop].addcmul_(back, factor)
                 if "" in gradients:
-                    gradients[""].add_((back * left).sum())
+                    gradients[""].add_(torch.dot(back.flatten(), left.flatten()))
             if block.right in gradients:
                 gradients[block.right].addmm_(g.T, left * factor)
 
@@ -194,5 +204,5 @@ def _logits(
 
 def nan_unless_finite(*tensors: Tensor) -> Tensor:
     """0, or NaN where any entry is not finite: a mask must not hide what went wrong (no gradient)."""
-    largest = torch.stack([torch.linalg.vector_norm(t.detach(), math.inf) for t in tensors if t.numel()] or [tensors[0].sum()])
-    return torch.where(torch.isfinite(largest).all(), 0.0, math.nan).to(tensors[0].dtype)
+    sums = torch.stack([t.detach().sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors])
+    return torch.where(torch.isfinite(sums).all(), 0.0, math.nan).to(tensors[0].dtype)

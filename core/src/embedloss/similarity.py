@@ -77,13 +77,15 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * _inverse_norm(x)
+        inverse = _inverse_norm(x)
+        ctx.save_for_backward(x, inverse)
+        return x * inverse
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        inverse = _inverse_norm(x)
+        x, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative needs to know how it depends on x
+            inverse = _inverse_norm(x)
         along = (upstream[0] * x).sum(-1, keepdim=True) * inverse.pow(2)
         return torch.addcmul(upstream[0], x, along, value=-1) * inverse
 

@@ -11,13 +11,14 @@ from embedloss.similarity import matrix, unit
 def off_diagonal_sums(x: Tensor, similarity: str = "cosine") -> tuple[Tensor, Tensor]:
     """(sum, sum of squares) of the similarities of different rows of x (rows, dim), each pair counted twice.
 
-    Cosines and dot products of more rows than dimensions go through a (dim, dim) matrix, O(rows dim^2), else O(rows^2 dim).
+    Cosines and dot products go through the smaller of the (rows, rows) and the (dim, dim) matrix, whose squares have one sum.
     """
     rows, dim = x.shape
-    if rows > dim and similarity in ("cosine", "dot"):
+    if similarity in ("cosine", "dot"):
         x = unit(x) if similarity == "cosine" else x
         squares = x.pow(2).sum(1)  # not 1: a zero vector has norm 0
-        return x.sum(0).pow(2).sum() - squares.sum(), (x.T @ x).pow(2).sum() - squares.pow(2).sum()
+        product = x.T @ x if rows > dim else x @ x.T
+        return x.sum(0).pow(2).sum() - squares.sum(), product.pow(2).sum() - squares.pow(2).sum()
     same = torch.eye(rows, dtype=torch.bool, device=x.device)
     others = matrix(similarity, x, x).masked_fill(same, 0.0)
     connected = (x * 0).sum()  # the diagonal may hold the only NaN
