@@ -87,7 +87,33 @@ class _Unit(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative needs to know how it depends on x
             inverse = _inverse_norm(x)
         along = (upstream[0] * x).sum(-1, keepdim=True) * inverse.pow(2)
-        return torch.addcmul(upstream[0], x, along, value=-1) * inverse
+        found: Tensor = torch.addcmul(upstream[0], x, along, value=-1) * inverse
+        return found
+
+
+class _Cosine(torch.autograd.Function):
+    """Cosines of row i of x with row i of y, without the unit vectors; the backward pass is differentiable itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        inverses = _inverse_norm(x), _inverse_norm(y)
+        cosine = (x * y).sum(-1, keepdim=True) * inverses[0] * inverses[1]
+        ctx.save_for_backward(x, y, *inverses, cosine)
+        return cosine.squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y, inverse_x, inverse_y, cosine = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative needs to know how they depend on x and y
+            inverse_x, inverse_y = _inverse_norm(x), _inverse_norm(y)
+            cosine = (x * y).sum(-1, keepdim=True) * inverse_x * inverse_y
+        g = upstream[0][..., None]
+        across, along = g * inverse_x * inverse_y, g * cosine
+        wanted = zip(ctx.needs_input_grad, ((x, y, inverse_x), (y, x, inverse_y)), strict=True)
+        of_x, of_y = (
+            (b * across).addcmul_(a, along * inverse.square(), value=-1) if need else None for need, (a, b, inverse) in wanted
+        )
+        return of_x, of_y
 
 
 def euclidean_matrix(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
@@ -121,6 +147,9 @@ def matrix(name: str, x: Tensor, y: Tensor) -> Tensor:
 
 def pairwise(name: str, x: Tensor, y: Tensor) -> Tensor:
     """(...,) similarities of x (..., dim) and y (..., dim), row by row; distances are negated."""
+    if name == "cosine" and x.shape == y.shape:
+        found: Tensor = _Cosine.apply(x, y)  # type: ignore[no-untyped-call]
+        return found
     if name == "cosine":
         return (unit(x) * unit(y)).sum(-1)
     if name == "dot":
