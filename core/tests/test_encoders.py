@@ -34,6 +34,7 @@ from embedloss.encoders.base import recomputed
 from embedloss.encoders.lean import lean
 from embedloss.encoders.modules import Dense, Normalize, Pooling
 from embedloss.encoders.static import train_wordpiece
+from embedloss.encoders.token_cache import TokenCache
 from embedloss.errors import EmbedlossError
 from embedloss.training.memory import Saved
 
@@ -360,6 +361,30 @@ def test_unused_pooler_waits_for_no_gradient(plain: dict[str, Path]) -> None:
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------------
+def test_texts_are_tokenised_once_while_their_tokens_fit(plain: dict[str, Path]) -> None:
+    processor = load_encoder(plain["bert"]).processor
+    calls: list[list[str]] = []
+
+    class Counting:
+        def tokenize(self, texts: list[str], prompt: str) -> list[Any]:
+            calls.append(texts)
+            return processor.tokenize(texts, prompt)
+
+    counting, cache = Counting(), TokenCache()
+    texts = [*TEXTS, TEXTS[0]]
+    for prompt in ("", "", "many "):
+        found = cache.tokenize(counting, texts, prompt)
+        assert [i.ids.tolist() for i in found] == [i.ids.tolist() for i in processor.tokenize(texts, prompt)]
+    assert calls == [list(dict.fromkeys(TEXTS))] * 2
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.size == 0 < cache.size
+    calls.clear()
+    full = TokenCache(most=1)  # has room for one text
+    for _ in range(2):
+        assert [len(i) for i in full.tokenize(counting, texts, "")] == [len(i) for i in processor.tokenize(texts)]
+    assert calls == [list(dict.fromkeys(TEXTS)), list(dict.fromkeys(TEXTS))[1:]]
+
+
 def test_processor_travels_without_weights(plain: dict[str, Path]) -> None:
     processor = load_encoder(plain["bert"]).processor
     again = pickle.loads(pickle.dumps(processor))

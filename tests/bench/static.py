@@ -115,7 +115,7 @@ def section(quick: bool = False, rounds: int | None = None, rows: int | None = N
     """Its part of the page, as Markdown."""
     rounds, rows = rounds or (1 if quick else 3), rows or (50_000 if quick else 1_000_000)
     with tempfile.TemporaryDirectory() as folder:
-        trained = training(Path(folder), rounds, 4 if quick else 24)
+        trained = training(Path(folder), rounds, 4 if quick else 50)
         print(trained[-1], file=sys.stderr, flush=True)
         lines = [
             f"Median of {rounds} round(s): `python tests/bench/static.py{' --quick' * quick}`.",

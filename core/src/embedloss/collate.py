@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embedloss.binding import weightless
 from embedloss.encoders import plan_chunks, training_chunk
+from embedloss.encoders.token_cache import TokenCache
 from embedloss.formats import get_format
 from embedloss.loss import Loss, Row
 from embedloss.samplers import text_id
@@ -75,6 +76,7 @@ class Collator:
         seed: for the loss's `transform`.
         source: name of the data set, for messages.
         share: encode equal texts of a batch once. Right for an encoder without dropout only; None lets the trainer decide.
+        cache: keeps tokens across batches.
     """
 
     processor: Any
@@ -87,6 +89,7 @@ class Collator:
     seed: int = 0
     source: str = ""
     share: bool | None = None
+    cache: TokenCache = field(default_factory=TokenCache, repr=False)
 
     def __call__(self, rows: list[Row]) -> Batch:
         """The batch of these rows."""
@@ -142,7 +145,7 @@ class Collator:
         items: list[Any] = [None] * len(texts)
         for prompt in dict.fromkeys(prompts):
             places = [i for i, p in enumerate(prompts) if p == prompt]
-            for i, item in zip(places, processor.tokenize([texts[i] for i in places], prompt), strict=True):
+            for i, item in zip(places, self.cache.tokenize(processor, [texts[i] for i in places], prompt), strict=True):
                 items[i] = item
         return self._plan(processor, items, share)
 

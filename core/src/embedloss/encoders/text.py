@@ -137,7 +137,7 @@ class StaticProcessor:
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[Any]:
         """One item a text; a text without any known word has length 0."""
-        found = self.tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=False)
+        found = self.tokenizer.encode_batch_fast([prompt + text for text in texts], add_special_tokens=False)
         return [Tokens(np.array(encoding.ids, dtype=np.int32)) for encoding in found]
 
     def pad(self, items: Sequence[Any]) -> dict[str, Tensor]:
