@@ -47,8 +47,6 @@ our favour. Machine: {machine}; absolute times are its own.
 {command}
 ```
 
-Measured at commit {commit}.
-
 """
 
 
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of a part of the table, under five minutes")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, help="keeps what is measured; by default nothing is kept")
-    parser.add_argument("--sections", default=",".join(SECTIONS))
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas; '': only write what the folder keeps")
     parser.add_argument("--only", default="", help="training: names of data sets, with commas")
     parser.add_argument("--cuda", action="store_true", help="training on a GPU: its batches, and no other section")
     parser.add_argument("--rounds", type=int, default=5)
@@ -65,21 +63,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds = 1
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         store = training.Store(work / "measured.json")
-        chosen = ["training"] if options.cuda else options.sections.split(",")
+        chosen = ["training"] if options.cuda else list(filter(None, options.sections.split(",")))
         for name in chosen:
-            store.pages[name] = f"## {SECTIONS[name]}\n\n{section(name, options, work, store)}"
+            made = section(name, options, work, store)
+            store.pages[name] = f"## {SECTIONS[name]}\n\nMeasured at commit {commit}.\n\n{made}"
             store.save()
             print(store.pages[name], flush=True)
         pages = [store.pages[name] for name in SECTIONS if name in store.pages]
     if options.write:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         machine = f"{platform.machine()}, {training.cores()} cores, " + ("a GPU" if options.cuda else "no GPU")
         command = "python tests/bench/run.py" + (" --quick" if options.quick else "")
-        header = HEADER.format(rounds=options.rounds, command=command, machine=machine, commit=commit)
+        header = HEADER.format(rounds=options.rounds, command=command, machine=machine)
         options.write.write_text(header + "\n\n".join(pages) + "\n", encoding="utf-8")
 
 

@@ -118,7 +118,8 @@ def section(quick: bool = False, rounds: int | None = None, rows: int | None = N
         trained = training(Path(folder), rounds, 4 if quick else 50)
         print(trained[-1], file=sys.stderr, flush=True)
         lines = [
-            f"Median of {rounds} round(s): `python tests/bench/static.py{' --quick' * quick}`.",
+            f"Median of {rounds} round(s): `python tests/bench/static.py{' --quick' * quick}`. Training goes over its rows",
+            "several times; ours keeps their tokens from the first.",
             "",
             *trained,
             "",
