@@ -80,7 +80,7 @@ def switch_off(name: str) -> None:
     elif name == "lean":
         base.lean = lambda encoder: contextlib.nullcontext()
     elif name == "trim":
-        base.TRIM.every = base.TRIM_RECOMPUTED.every = 1 << 60
+        base.TRIM.every = 1 << 60
 
 
 def ours(options: argparse.Namespace, data: Any, out: str) -> tuple[Any, Any]:

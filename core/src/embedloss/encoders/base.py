@@ -23,8 +23,8 @@ from embedloss.errors import EmbedlossError
 CHUNK_TOKENS, CPU_CHUNK_TOKENS = 8192, 1024
 # Texts tokenised at a time in `encode`, so that a corpus is never held as tokens.
 BLOCK = 16384
-# Tokens after which freed memory goes back to the system: a plain step needs all of it again, recomputation only a chunk's.
-TRIM, TRIM_RECOMPUTED = Trim(1 << 17), Trim(1 << 12)
+# Gives freed memory back to the system after so many tokens; a chunk's tensors rarely fit where those of a shorter one were.
+TRIM = Trim(1 << 12)
 # Padding that costs less than the fixed costs of one more chunk, in tokens.
 FREE_PADDING = 128
 
@@ -262,7 +262,7 @@ def encode_chunks(
     outputs = []
     again = recomputed([chunk["input_ids"].numel() for chunk in chunks]) if recompute and torch.is_grad_enabled() else 0
     lookups = shared_lookups(encoder) if len(chunks) > 1 else None
-    trim = None if place.is_cuda else TRIM_RECOMPUTED if again else TRIM
+    trim = None if place.is_cuda else TRIM
     for chunk in chunks[:again]:
         made = checkpoint(_encode, encoder, chunk, layers, lookups, trim, use_reentrant=False, preserve_rng_state=True)
         outputs.append(made)
