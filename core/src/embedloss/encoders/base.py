@@ -262,22 +262,21 @@ def encode_chunks(
     outputs = []
     again = recomputed([chunk["input_ids"].numel() for chunk in chunks]) if recompute and torch.is_grad_enabled() else 0
     lookups = shared_lookups(encoder) if len(chunks) > 1 else None
-    trim = None if place.is_cuda else TRIM
     for chunk in chunks[:again]:
-        made = checkpoint(_encode, encoder, chunk, layers, lookups, trim, use_reentrant=False, preserve_rng_state=True)
+        made = checkpoint(_encode, encoder, chunk, layers, lookups, use_reentrant=False, preserve_rng_state=True)
         outputs.append(made)
     with lean(encoder) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else nullcontext():
-        outputs += [_encode(encoder, chunk, layers, lookups, trim) for chunk in chunks[again:]]
+        outputs += [_encode(encoder, chunk, layers, lookups) for chunk in chunks[again:]]
     by_layer = [list(parts) for parts in zip(*outputs, strict=True)] if layers else [outputs]
     device = by_layer[0][0].device
     results = [torch.cat(parts).index_select(0, place.to(device)) for parts in by_layer]
     return results if layers else results[0]
 
 
-def _encode(encoder: nn.Module, chunk: dict[str, Tensor], layers: bool, lookups: Lookups | None, trim: Trim | None) -> Any:
+def _encode(encoder: nn.Module, chunk: dict[str, Tensor], layers: bool, lookups: Lookups | None) -> Any:
     """One chunk; also what a recomputation runs again."""
-    if trim is not None:
-        trim(chunk["input_ids"].numel())
+    if not chunk["input_ids"].is_cuda:
+        TRIM(chunk["input_ids"].numel())
     with lookups.used() if lookups is not None else nullcontext():
         return encoder(chunk, layers)
 

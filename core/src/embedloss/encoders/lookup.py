@@ -34,6 +34,7 @@ class Lookups:
     def used(self) -> Iterator[None]:
         """Within, the table's forward pass is a lookup of these."""
         table: Any = self._table
+        # Models call the module itself, deep inside; a hook would come after its own lookup.
         table.forward = lambda ids: _Lookup.apply(self._weight, ids, self._sum)  # type: ignore[no-untyped-call]
         try:
             yield
