@@ -119,6 +119,7 @@ def train(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    from embedloss.distributed import leave
     from embedloss.training.config import RunConfig
     from embedloss.training.run import run_training
 
@@ -128,9 +129,7 @@ def train(job: dict[str, Any]) -> None:
     sys.setprofile(None)
     if job["counts"]:
         Path(job["counts"]).write_text(json.dumps(fuse.counts), encoding="utf-8")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 # -- in the process that watches ---------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import gc
 import multiprocessing
 import random
 import tempfile
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from embedloss import Embeddings, LossSpec, TrainingStep, create_loss, list_losses, load_encoder
 from embedloss.collate import Collator, labels_tensor
+from embedloss.distributed import leave
 from embedloss.embeddings import Scores
 from embedloss.errors import EmbedlossError
 from embedloss.formats import FORMATS, DataFormat, get_format
@@ -396,11 +396,10 @@ def _process(jobs: Sequence[tuple[str, str, Column]], folder: str, rank: int) ->
             for i, (name, kind, column) in enumerate(jobs):
                 if column.processes == count:
                     found[i] = run_process(Row(specs[name], kind), column, rank)
-            gc.collect()  # a graph with a gather in it must be gone before the group is
             if rank == 0:
                 torch.save(found, f"{folder}/{count}.pt")
             dist.barrier()
-            dist.destroy_process_group()
+            leave()
 
 
 # -- the table -------------------------------------------------------------------------------------------------------------

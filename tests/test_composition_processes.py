@@ -8,11 +8,12 @@ import pytest
 import torch
 
 SCRIPT = """
-import gc, sys
+import sys
 import torch, torch.distributed as dist
 from types import SimpleNamespace
 from transformers import BertConfig, BertModel
 from embedloss import Embeddings, create_loss
+from embedloss.distributed import leave
 from embedloss.loss import ModelInfo
 
 folder, rank, sizes = sys.argv[1], int(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")]
@@ -50,10 +51,9 @@ for name in (
     }
     del output, emb
 torch.save(found, f"{folder}/found-{len(sizes)}-{rank}.pt")
-gc.collect()
 if len(sizes) > 1:
     dist.barrier()
-    dist.destroy_process_group()
+    leave()
 """
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("peft")
 
 from embedloss import EmbedlossError, create_loss, load_encoder
 from embedloss.collate import Collator, Keyed
+from embedloss.distributed import leave
 from embedloss.encoders import lora
 from embedloss.encoders.lora import LoraSettings, add_adapters, has_adapters, merge_adapters
 from embedloss.testing.models import SENTENCES, tiny_bert, tiny_cross_encoder
@@ -68,7 +69,7 @@ def process(folder, rank):
             found[dropout, both] = gradients(f"{folder}/model", part, recompute=both, layers=both, dropout=dropout, gather=True)
     torch.save(found, f"{folder}/found-{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def same(found, wanted, tolerance=1e-10):

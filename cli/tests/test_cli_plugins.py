@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 
 from embedloss.plugins import plugin_manager
+from embedloss_cli.app import COMMANDS, build_app, command_name
 
 PLUGIN = """
 from embedloss import LossSpec, hookimpl
@@ -78,10 +82,22 @@ def test_its_commands(run, plugin):
 @pytest.mark.parametrize("body", ["    raise ValueError('no')\n", "    raise SystemExit(3)\n", "    app.no_such_method()\n"])
 def test_commands_that_cannot_be_added_are_reported_and_stop_nothing(run, plugin, body):
     plugin(body)
-    result = run("--plugin", "my_plugin.py", "list")
+    assert "my-own" in run("--plugin", "my_plugin.py", "list").out
+    result = run("--plugin", "my_plugin.py", "--help")
     assert result.status == 0
-    assert "my-own" in result.out
     assert "its commands cannot be added" in result.err
+    assert "its commands cannot be added" in run("--plugin", "my_plugin.py", "plugins").out
+
+
+def test_a_command_of_this_package_needs_no_other_module():
+    for name, module in COMMANDS.items():
+        (command,) = build_app(name).registered_commands
+        assert command_name(command) == name
+        assert command.callback.__module__ == f"embedloss_cli.{module}"
+    assert [command_name(c) for c in build_app(with_plugins=False).registered_commands] == list(COMMANDS)
+    script = "import sys; from embedloss_cli.__main__ import run; run(['formats']); print('embedloss_cli.new' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_a_command_added_before_the_failure_is_taken_back(run, plugin):
@@ -100,3 +116,12 @@ def test_a_file_that_cannot_be_used(run, write, content, part):
     assert result.err.startswith("E205: ")
     assert part in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", ["train", "list", "init-static"])
+def test_help_of_a_command_is_what_the_parser_says(run, command):
+    short = run(command, "--help")
+    assert short.status == 0
+    assert "Usage: embedloss " + command in short.out
+    assert "-h" in short.out
+    assert short.out == run(command, "--help", "--help").out == run(command, "-h").out

@@ -17,6 +17,7 @@ import torch, test_training as t, test_streaming as s, test_mixture as m
 from embedloss import TrainingStep, load_encoder
 from embedloss.collate import Collator
 from embedloss.mixture import Mixture, MixtureCollator, Part
+from embedloss.distributed import leave
 from embedloss.streaming import Stream, Streams
 from embedloss.training import Trainer, TrainingArguments
 from embedloss.training.per_dataset import PerDataset
@@ -72,9 +73,10 @@ for kind, data in (("mixed", mixed), ("streams", streams)):
     weights = {{n: v.clone() for n, v in step.state_dict().items()}}
     found[kind] = {{"seen": seen, "weights": weights, "logs": [e for e in trainer.state.log_history if "loss" in e]}}
 torch.save(found, {out!r} + f"{{rank}}.pt")
+del trainer, step, encoder, original
 if processes > 1:
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+leave()
 """
 
 

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from embedloss.testing.models import tiny_bert
 
 SCRIPT = """
-import sys
+import os, sys
 sys.path.insert(0, {path!r})
 import torch, test_training as t
 from embedloss import Loss, TrainingStep, load_encoder
 from embedloss.collate import Collator
+from embedloss.distributed import leave
 from embedloss.training import Trainer, TrainingArguments
 from torch import nn
 
@@ -40,7 +41,7 @@ encoder.model.config.attention_probs_dropout_prob = 0.0
 for layer in encoder.model.encoder.layer:
     layer.attention.self.dropout_prob = 0.0
 step = TrainingStep(encoder, Pooled(), recompute={recompute}, gather=True, seed=3)
-rank_count = int(__import__("os").environ.get("WORLD_SIZE", "1"))
+rank_count = int(os.environ.get("WORLD_SIZE", "1"))
 arguments = TrainingArguments(
     output_dir={out!r}, max_steps=7, per_device_train_batch_size=16 // rank_count, save_steps=7, logging_steps=7,
     learning_rate=1e-3,
@@ -48,9 +49,13 @@ arguments = TrainingArguments(
 )
 trainer = Trainer(step, arguments, train_dataset=t.pairs(37), collator=Collator(encoder.processor, step.loss, "pairs", 200))
 trainer.train()
+del trainer, step, encoder
 if rank_count > 1:
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+leave()
+if rank_count > 1:
+    threads = [open(f"/proc/self/task/{{thread}}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+    assert not any("gloo" in name for name in threads), threads
 """
 
 
@@ -87,6 +92,7 @@ import os, sys
 sys.path.insert(0, {path!r})
 import torch, test_training as t
 from embedloss import EmbedlossError
+from embedloss.distributed import leave
 
 t.plugin_manager().register(t._Plugin(), "test-training")
 rank = int(os.environ["RANK"])
@@ -95,7 +101,7 @@ try:
 except EmbedlossError as error:
     print(error, flush=True)
 torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+leave()
 """
 
 

@@ -18,6 +18,7 @@ import torch
 torch.set_num_threads(1)
 import embedloss
 from datasets import Dataset
+from embedloss.distributed import leave
 from embedloss.testing.models import SENTENCES
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
@@ -37,7 +38,8 @@ torch.save({k: v.detach() for k, v in model.state_dict().items()}, f"{out}/found
 if processes > 1:
     loss.model = trainer.model_wrapped = None
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+del trainer, loss, model
+leave()
 """
 
 

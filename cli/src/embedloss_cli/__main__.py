@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer.main
 
@@ -52,7 +52,7 @@ def with_values(arguments: Sequence[str]) -> list[str]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
-    from embedloss_cli import app, train_command
+    from embedloss_cli import app, options
 
     try:
         rest, files = plugin_files(arguments)
@@ -61,12 +61,16 @@ def run(arguments: Sequence[str]) -> int:
 
             for file in files:
                 plugin_manager().load_file(file)
-        train_command.PLUGIN_FILES[:] = files
-        application = app.build_app()
-        app.keep_named(application, rest)
-        command = typer.main.get_command(application)
-        with contextlib.ExitStack():
-            result = command.main(args=with_values(rest), prog_name="embedloss", standalone_mode=True)
+        options.PLUGIN_FILES[:] = files
+        application = app.build_app(next(iter(rest), None))
+        command: Any = typer.main.get_command(application)
+        if len(rest) == 2 and rest[0] in app.COMMANDS and rest[1] in ("-h", "--help"):
+            # The parser would say the same, but needs a tenth of a second for the types of the options.
+            named = command.commands[rest[0]]
+            root = command.context_class(command, info_name="embedloss", **command.context_settings)
+            print(named.get_help(command.context_class(named, info_name=rest[0], parent=root, **named.context_settings)))
+            return 0
+        result = command.main(args=with_values(rest), prog_name="embedloss", standalone_mode=True)
         return result if isinstance(result, int) else 0
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from embedloss_cli import (
-    compare,
-    conformance,
-    convert,
-    data_commands,
-    evaluate,
-    list_commands,
-    mine,
-    model_commands,
-    new,
-    rank,
-    report,
-    suggest,
-    train_command,
-    tune,
-)
 from embedloss_cli.output import note
+
+# Each command and the module of this package that registers it, in the order of the help. The module of the command that is
+# asked for is the only one imported.
+COMMANDS = {
+    "list": "list_commands",
+    "show": "list_commands",
+    "formats": "list_commands",
+    "plugins": "list_commands",
+    "explain": "list_commands",
+    "check": "data_commands",
+    "demo-data": "data_commands",
+    "suggest": "suggest",
+    "convert": "convert",
+    "mine": "mine",
+    "train": "train_command",
+    "compare": "compare",
+    "evaluate": "evaluate",
+    "tune": "tune",
+    "encode": "model_commands",
+    "search": "model_commands",
+    "replay": "model_commands",
+    "init-static": "model_commands",
+    "rank": "rank",
+    "report": "report",
+    "new": "new",
+    "conformance": "conformance",
+}
 
 
 class Group(typer.core.TyperGroup):
@@ -60,8 +71,11 @@ def _root(
     """
 
 
-def build_app(with_plugins: bool = True) -> typer.Typer:
-    """The application. A plugin whose commands cannot be added is reported on stderr and stops nothing."""
+def build_app(asked: str | None = None, with_plugins: bool = True) -> typer.Typer:
+    """The application; with a command of this package as `asked`, that command alone: each takes milliseconds to build.
+
+    A plugin whose commands cannot be added is reported on stderr and stops nothing.
+    """
     app = typer.Typer(
         name="embedloss",
         cls=Group,
@@ -71,31 +85,20 @@ def build_app(with_plugins: bool = True) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    list_commands.register(app)
-    data_commands.register(app)
-    suggest.register(app)
-    convert.register(app)
-    mine.register(app)
-    train_command.register(app)
-    compare.register(app)
-    evaluate.register(app)
-    tune.register(app)
-    model_commands.register(app)
-    rank.register(app)
-    report.register(app)
-    new.register(app)
-    conformance.register(app)
-    if with_plugins:
+    modules = dict.fromkeys(COMMANDS.values()) if asked not in COMMANDS else [COMMANDS[asked]]
+    for module in modules:
+        import_module(f"embedloss_cli.{module}").register(app)
+    if asked in COMMANDS:
+        app.registered_commands = [c for c in app.registered_commands if command_name(c) == asked]
+    # `plugins` tells what is wrong with a plugin, so it has to try.
+    if with_plugins and (asked not in COMMANDS or asked == "plugins"):
         _register_plugin_commands(app)
     return app
 
 
-def keep_named(app: typer.Typer, arguments: Sequence[str]) -> None:
-    """Leave only the command that the arguments begin with, if they do: each takes milliseconds to build."""
-    asked = next(iter(arguments), "")
-    named = [c for c in app.registered_commands if (c.name or getattr(c.callback, "__name__", "")) == asked]
-    if named:
-        app.registered_commands, app.registered_groups = named, []
+def command_name(command: Any) -> str:
+    """What a user types for a registered command."""
+    return str(command.name or getattr(command.callback, "__name__", ""))
 
 
 def _register_plugin_commands(app: typer.Typer) -> None:

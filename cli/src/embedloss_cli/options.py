@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+PLUGIN_FILES: list[str] = []  # files given with --plugin; kept in the saved configuration, so that the run can be repeated
 COLUMNS = "Columns"
 Map = Annotated[
     list[str] | None,

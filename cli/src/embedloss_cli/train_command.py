@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from embedloss_cli.options import Drop, Map, pairs
+from embedloss_cli.options import PLUGIN_FILES, Drop, Map, pairs
 
 PANEL = "Models"
-PLUGIN_FILES: list[str] = []  # files given with --plugin; kept in the saved configuration, so that the run can be repeated
 
 MODEL, TIME, BATCH, OUTPUT = "Model", "Optimisation", "Batches and memory", "Output"
 SEVERAL = "Several data sets"
@@ -224,9 +223,11 @@ def train(
         from embedloss.training.launch import launch
 
         raise typer.Exit(launch(run_config, processes))
+    from embedloss.distributed import leave
     from embedloss.training import run_training
 
     run_training(run_config)
+    leave()
 
 
 def _once(items: list[str], option: str) -> list[str]:

@@ -7,6 +7,7 @@ gradient that one process would have on the whole batch.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def leave() -> None:
+    """Leave the group of processes, if there is one, after all that trained has gone out of scope.
+
+    What still refers to the group, a model wrapped by DDP or a graph with a gather in it, keeps gloo's threads alive, and a
+    thread that lets go of a tensor while the interpreter shuts down aborts the process: a whole run would count as failed.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from embedloss.distributed import leave
 from embedloss.embeddings import Embeddings
 from embedloss.loss import Loss
 from embedloss.registry import create_loss
@@ -134,9 +134,8 @@ def process_group(folder: str | Path, rank: int, count: int) -> Iterator[None]:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{Path(folder).resolve()}/store", rank=rank, world_size=count)
     yield
-    gc.collect()  # a graph with a gather in it must be gone before the group is
     dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def _process(folder: str, rank: int, count: int) -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
+from embedloss.distributed import leave
 from embedloss.embeddings import Embeddings
 from embedloss.loss import Loss, LossOutput
 from embedloss.testing.case import Batch, Run, run
@@ -159,7 +160,7 @@ def _serve(folder: str, rank: int) -> None:
             _send(answers, (False, traceback.format_exc()))
         loss = batch = None
         gc.collect()  # a graph with a gather in it must be gone before the group is
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
