@@ -71,7 +71,9 @@ def exact_search(
 
 
 def _on(part: Floats, device: str | torch.device) -> Tensor:
-    return torch.from_numpy(np.array(part, dtype=np.float32)).to(device)
+    array = np.ascontiguousarray(part, dtype=np.float32)
+    # torch shares no memory that must not be written to, such as that of a mapped file.
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
 
 
 def _above(values: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor]:
