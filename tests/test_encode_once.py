@@ -6,7 +6,7 @@ import torch
 
 from embedloss import TrainingStep, create_loss, load_encoder
 from embedloss.collate import Collator, Keyed
-from embedloss.encoders.base import draws, recomputed
+from embedloss.encoders.base import draws
 from embedloss.testing.models import SENTENCES, tiny_bert
 from embedloss.training import Trainer, TrainingArguments
 
@@ -118,10 +118,3 @@ def test_a_dropout_that_only_the_attention_has_counts(tmp_path):
     encoder = load_encoder(tiny_bert(tmp_path / "model", dropout=0.0))
     encoder.model.config.attention_probs_dropout_prob = 0.1
     assert draws(encoder)
-
-
-def test_chunks_that_are_kept_hold_no_more_than_the_largest():
-    assert recomputed([10, 20, 30]) == 2
-    assert recomputed([10, 30, 10, 20]) == 2
-    assert recomputed([30, 10, 10, 10]) == 1
-    assert recomputed([8]) == recomputed([0, 0]) == recomputed([]) == 0

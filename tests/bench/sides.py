@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROLES = ("anchor", "positive", "negative")
-ABLATIONS = ("share", "keep", "sort", "lookups", "trim", "lean")
+ABLATIONS = ("share", "sort", "lookups", "trim", "lean")
 
 
 def read_rows(path: str, columns: list[str], rows: int) -> Any:
@@ -71,9 +71,7 @@ def switch_off(name: str) -> None:
     from embedloss import collate
     from embedloss.encoders import base
 
-    if name == "keep":  # every chunk but the last is computed again
-        base.recomputed = lambda tokens: len(tokens) - 1
-    elif name == "sort":  # as many texts a chunk as the peer's mini-batch, in the order given
+    if name == "sort":  # as many texts a chunk as the peer's mini-batch, in the order given
         collate.plan_chunks = lambda lengths, _: [list(range(b, min(b + 32, len(lengths)))) for b in range(0, len(lengths), 32)]
     elif name == "lookups":  # each chunk makes a gradient of the whole table of word embeddings
         base.shared_lookups = lambda encoder: None

@@ -251,16 +251,15 @@ def encode_chunks(
         encoder: an `Encoder`, possibly wrapped.
         chunks: the padded chunks, on the encoder's device.
         place: (texts,) place[i] is the row of text i among all encoded, chunk after chunk; texts may share a row.
-        recompute: keep activations only of the last chunks, together no more tokens than the largest chunk has; those of
-            the others are computed again in the backward pass, with the same dropout. Same gradients, up to a third more
-            work, the memory of one chunk.
+        recompute: keep the activations of the last chunk only; those of the others are computed again in the backward
+            pass, with the same dropout. Same gradients, up to a third more work, the memory of one chunk.
         layers: embeddings of every layer.
 
     Returns:
         (texts, dimension), or a list of them, one a layer.
     """
     outputs = []
-    again = recomputed([chunk["input_ids"].numel() for chunk in chunks]) if recompute and torch.is_grad_enabled() else 0
+    again = len(chunks) - 1 if recompute and torch.is_grad_enabled() else 0
     lookups = shared_lookups(encoder) if len(chunks) > 1 else None
     for chunk in chunks[:again]:
         made = checkpoint(_encode, encoder, chunk, layers, lookups, use_reentrant=False, preserve_rng_state=True)
@@ -279,20 +278,6 @@ def _encode(encoder: nn.Module, chunk: dict[str, Tensor], layers: bool, lookups:
         TRIM(chunk["input_ids"].numel())
     with lookups.used() if lookups is not None else nullcontext():
         return encoder(chunk, layers)
-
-
-def recomputed(tokens: Sequence[int]) -> int:
-    """How many of the first chunks are computed again: the others together have no more tokens than the largest.
-
-    Args:
-        tokens: of each chunk, padding included.
-    """
-    kept = 0
-    for number in range(len(tokens), 0, -1):
-        kept += tokens[number - 1]
-        if kept > max(tokens):  # more than the memory of one chunk
-            return number
-    return 0
 
 
 def draws(model: nn.Module) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import torch.distributed as dist
 
 from embedloss.collate import Keyed
-from embedloss.encoders.base import recomputed
 from embedloss.mixture import MixtureSampler
 from embedloss.streaming import Position, StreamSampler
 from embedloss.training.config import RunConfig, read_yaml
@@ -155,8 +154,7 @@ def _first_batch(trainer: Any, collator: Any, config: RunConfig, batch: dict[str
         )
     else:
         lines.append(f"first batch: {texts} texts in one lookup")
-    sizes = [int(chunk["input_ids"].numel()) for chunk in batch["chunks"]]
-    again = recomputed(sizes) if trainer.step_module.recompute else 0
+    again = forwards - 1 if trainer.step_module.recompute else 0
     lines.append(f"forwards a step: {forwards}" + (f" and {again} again in the backward pass (recompute)" if again else ""))
     found = estimate(trainer.step_module, batch)
     lines.append(
