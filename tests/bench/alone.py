@@ -210,6 +210,7 @@ def point(side: Side, rows: int, calls: int, threads: int) -> tuple[float, float
     small = Data(16)
     once(side(small), small)  # what is made at the first call of anything
     del small
+    torch.empty(30 * 2**18)  # once a large block was freed, as in every training, glibc holds smaller ones for the next call
     data = Data(rows)
     value = side(data)
     gc.collect()
