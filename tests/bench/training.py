@@ -252,7 +252,7 @@ def parts(options: Any, work: Path, store: Store) -> str:
     sets = data_sets(options, work)
     lines = [
         "Our side with one part switched off, beside all of it: a speed below 1 means that the part makes it faster, a memory",
-        f"above 1 that it makes it smaller. {options.rounds} round(s): of one, differences below 15% may be chance.",
+        f"above 1 that it makes it smaller. {options.rounds} round(s); between two runs 15% may be chance.",
         "",
         "| without | data | kind, batch | speed | memory |",
         "| --- | --- | --- | --- | --- |",
