@@ -40,8 +40,9 @@ def section(name: str, options: argparse.Namespace, work: Path, store: training.
 HEADER = """# Benchmarks
 
 Beside sentence-transformers 6.2.0, in turn, every run in a fresh process; medians of {rounds} round(s) or more where a table
-names no number. Peak memory is the largest resident size of the process (on a GPU, the most that torch had allocated). Speed above 1 and memory below 1 are in
-our favour. Machine: {machine}; absolute times are its own, and two runs of one command differ by up to 15% there.
+names no number. Peak memory is the largest resident size of the process (on a GPU, the most that torch had allocated). Speed
+above 1 and memory below 1 are in our favour. Machine: {machine}; absolute times are its own, and two runs of one command
+differ by up to 15% there.
 
 ```text
 {command}
