@@ -16,8 +16,8 @@ sys.path.insert(0, {path!r})
 import torch, test_training as t, test_streaming as s, test_mixture as m
 from embedloss import TrainingStep, load_encoder
 from embedloss.collate import Collator
-from embedloss.mixture import Mixture, MixtureCollator, Part
 from embedloss.distributed import leave
+from embedloss.mixture import Mixture, MixtureCollator, Part
 from embedloss.streaming import Stream, Streams
 from embedloss.training import Trainer, TrainingArguments
 from embedloss.training.per_dataset import PerDataset

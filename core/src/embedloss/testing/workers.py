@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import gc
 import importlib
 import importlib.util
 import os
@@ -159,7 +158,6 @@ def _serve(folder: str, rank: int) -> None:
         except Exception:
             _send(answers, (False, traceback.format_exc()))
         loss = batch = None
-        gc.collect()  # a graph with a gather in it must be gone before the group is
     leave()
 
 
