@@ -25,13 +25,13 @@ from embedloss.encoders import (
     StaticEncoder,
     encode_chunks,
     load_encoder,
-    lookup,
     new_static_encoder,
     plan_chunks,
     write_card,
 )
 from embedloss.encoders.lean import lean
 from embedloss.encoders.modules import Dense, Normalize, Pooling
+from embedloss.encoders.recompute import Recomputed
 from embedloss.encoders.static import train_wordpiece
 from embedloss.encoders.token_cache import TokenCache
 from embedloss.errors import EmbedlossError
@@ -186,27 +186,119 @@ def chunks_of(encoder: Any, budget: int) -> tuple[list[dict[str, torch.Tensor]],
     return [encoder.processor.pad([items[i] for i in chunk]) for chunk in plan], place
 
 
+@pytest.fixture(params=["plain weights", "sharded weights"])
+def weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to recompute: the second is for weights that are not whole."""
+    if request.param == "sharded weights":
+        monkeypatch.setattr(Recomputed, "suits", staticmethod(lambda encoder, chunks: False))
+    return str(request.param)
+
+
+def gradients_of(encoder: Any, chunks: Any, place: Any, *, recompute: bool, layers: bool = False) -> dict[str, torch.Tensor]:
+    """Parameter name -> gradient of a weighted sum of the embeddings, with the same dropout at every call."""
+    encoder.train().zero_grad()
+    torch.manual_seed(7)
+    output = encode_chunks(encoder, chunks, place, recompute=recompute, layers=layers)
+    final = (torch.cat(output) if layers else output).float()
+    before = torch.get_rng_state()
+    (final * torch.linspace(-1, 1, final.numel()).view_as(final)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+    return {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("layers", [False, True])
-def test_recomputation_gives_the_same_gradients_with_dropout(plain: dict[str, Path], layers: bool) -> None:
+def test_recomputation_gives_the_same_gradients_with_dropout(plain: dict[str, Path], layers: bool, weights: str) -> None:
     encoder = load_encoder(plain["bert"])
     chunks, place = chunks_of(encoder, 30)
     assert len(chunks) > 2
-    gradients = []
-    for recompute in (False, True):
-        encoder.train().zero_grad()
-        torch.manual_seed(7)
-        output = encode_chunks(encoder, chunks, place, recompute=recompute, layers=layers)
-        final = torch.cat(output) if layers else output
-        (final * torch.linspace(-1, 1, final.numel()).view_as(final)).sum().backward()
-        gradients.append({n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
-    plain_run, again = gradients
+    plain_run, again = (gradients_of(encoder, chunks, place, recompute=both, layers=layers) for both in (False, True))
     assert max(g.abs().max() for g in plain_run.values()) > 0.1
     assert plain_run.keys() == again.keys()
     for name, gradient in plain_run.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-6)
 
 
-def test_recomputation_keeps_the_activations_of_one_chunk(plain: dict[str, Path]) -> None:
+@pytest.mark.parametrize("frozen", [1, 5, 10_000])
+def test_recomputation_with_frozen_weights(plain: dict[str, Path], frozen: int) -> None:
+    """Of the word embeddings, of all below the layers, and of everything: what is not trained needs no gradient."""
+    encoder = load_encoder(plain["bert"])
+    for parameter in list(encoder.parameters())[:frozen]:
+        parameter.requires_grad_(False)
+    chunks, place = chunks_of(encoder, 30)
+    if not any(p.requires_grad for p in encoder.parameters()):
+        assert not encode_chunks(encoder, chunks, place, recompute=True).requires_grad
+        return
+    plain_run, again = (gradients_of(encoder, chunks, place, recompute=both, layers=True) for both in (False, True))
+    assert max(g.abs().max() for g in plain_run.values()) > 0.1
+    assert plain_run.keys() == again.keys()
+    for name, gradient in plain_run.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-6)
+
+
+def test_recomputation_keeps_the_precision_of_autocast(plain: dict[str, Path], weights: str) -> None:
+    """The backward pass runs outside of the autocast of the forward pass, which also casts weights once for all chunks."""
+    encoder = load_encoder(plain["bert"])
+    chunks, place = chunks_of(encoder, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [encode_chunks(encoder.eval(), chunks, place, recompute=both) for both in (False, True)]
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0].float(), encode_chunks(encoder, chunks, place).float())
+    found = []
+    for output in outputs:
+        encoder.zero_grad()
+        (output.float() * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        found.append({n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
+    assert max(g.abs().max() for g in found[0].values()) > 0.1
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():  # sums over chunks differ by bfloat16's rounding of each chunk's share
+        torch.testing.assert_close(found[1][name], gradient, rtol=0.02, atol=0.02 * float(gradient.abs().max()))
+
+
+def test_a_parameter_gets_its_gradient_once_a_step_when_recomputing(plain: dict[str, Path]) -> None:
+    """Hooks see the whole gradient; what was there before is added to, also by a second pass through the same graph."""
+    encoder = load_encoder(plain["bert"])
+    chunks, place = chunks_of(encoder, 30)
+    wanted = gradients_of(encoder, chunks, place, recompute=False)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
+    hooks = [p.register_hook(seen[n].append) for n, p in encoder.named_parameters() if n in wanted]
+    gradients_of(encoder, chunks, place, recompute=True)
+    for hook in hooks:
+        hook.remove()
+    assert max(g.abs().max() for g in wanted.values()) > 0.1
+    for name, gradient in wanted.items():
+        assert len(seen[name]) == 1
+        torch.testing.assert_close(seen[name][0], gradient, rtol=1e-6, atol=1e-6)
+    torch.manual_seed(7)
+    output = encode_chunks(encoder, chunks, place, recompute=True)
+    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for name, parameter in encoder.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, 3 * wanted[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_recomputation_that_fails_leaves_the_encoder_as_it_was(plain: dict[str, Path]) -> None:
+    encoder = load_encoder(plain["bert"])
+    chunks, place = chunks_of(encoder, 30)
+    before = dict(encoder.named_parameters())
+    output = encode_chunks(encoder, chunks, place, recompute=True)
+
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    hook = encoder.register_forward_pre_hook(out_of_memory)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        output.sum().backward()
+    with pytest.raises(RuntimeError, match="no memory left"):
+        encode_chunks(encoder, chunks, place, recompute=True)
+    hook.remove()
+    after = dict(encoder.named_parameters())
+    assert all(after[name] is parameter and parameter.grad is None for name, parameter in before.items())
+    assert "forward" not in vars(encoder.model.get_input_embeddings())
+
+
+def test_recomputation_keeps_the_activations_of_one_chunk(plain: dict[str, Path], weights: str) -> None:
     encoder = load_encoder(plain["bert"]).train()
     chunks, place = chunks_of(encoder, 30)
     kept = []
@@ -247,6 +339,7 @@ def test_chunks_share_one_gradient_of_the_word_embeddings(
         with monkeypatch.context() as patch:
             if not shared:
                 patch.setattr("embedloss.encoders.base.shared_lookups", lambda encoder: None)
+                patch.setattr("embedloss.encoders.recompute.shared_lookups", lambda encoder, leaf: None)
             encoder.zero_grad()
             output = encode_chunks(encoder, chunks, place, recompute=recompute)
             loss = (output * torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)).sum()
@@ -309,19 +402,20 @@ def test_frozen_word_embeddings_get_no_gradient(plain: dict[str, Path]) -> None:
     assert any(p.grad is not None for p in encoder.parameters())
 
 
-def test_a_step_without_a_backward_pass_leaves_nothing_behind(plain: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("recompute", "kind"), [(False, "_LookupBackward"), (True, "Recomputed")])
+def test_a_step_without_a_backward_pass_leaves_nothing_behind(plain: dict[str, Path], recompute: bool, kind: str) -> None:
     """No cycle: what the chunks share goes with the last reference, not when garbage is collected."""
     encoder = load_encoder(plain["bert"]).train()
     chunks, place = chunks_of(encoder, 30)
     gc.collect()
     gc.disable()
     try:
-        output = encode_chunks(encoder, chunks, place)
-        alive = [weakref.ref(found) for found in gc.get_objects() if type(found) is lookup._Sum]
-        assert len(alive) == 1
-        assert alive[0]() is not None
+        output = encode_chunks(encoder, chunks, place, recompute=recompute)
+        alive = [weakref.ref(found) for found in gc.get_objects() if type(found).__name__ == kind]
+        assert len(alive) == (1 if recompute else len(chunks))
+        assert all(one() is not None for one in alive)
         del output
-        assert alive[0]() is None
+        assert all(one() is None for one in alive)
     finally:
         gc.enable()
 

@@ -69,12 +69,13 @@ def settings(options: argparse.Namespace, out: str) -> dict[str, Any]:
 def switch_off(name: str) -> None:
     """Take one optimisation away; `share` is the collator's own option."""
     from embedloss import collate
-    from embedloss.encoders import base
+    from embedloss.encoders import base, recompute
 
     if name == "sort":  # as many texts a chunk as the peer's mini-batch, in the order given
         collate.plan_chunks = lambda lengths, _: [list(range(b, min(b + 32, len(lengths)))) for b in range(0, len(lengths), 32)]
     elif name == "lookups":  # each chunk makes a gradient of the whole table of word embeddings
         base.shared_lookups = lambda encoder: None
+        recompute.shared_lookups = lambda encoder, leaf: None
     elif name == "lean":
         base.lean = lambda encoder: contextlib.nullcontext()
     elif name == "trim":

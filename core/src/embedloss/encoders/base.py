@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from embedloss.allocator import Trim
 from embedloss.encoders.lean import lean
 from embedloss.encoders.lookup import Lookups, shared_lookups
 from embedloss.encoders.modules import Normalize
+from embedloss.encoders.recompute import Recomputed
 from embedloss.encoders.text import StaticProcessor, TextProcessor
 from embedloss.errors import EmbedlossError
 
@@ -258,26 +260,28 @@ def encode_chunks(
     Returns:
         (texts, dimension), or a list of them, one a layer.
     """
-    outputs = []
-    again = len(chunks) - 1 if recompute and torch.is_grad_enabled() else 0
-    lookups = shared_lookups(encoder) if len(chunks) > 1 else None
-    for chunk in chunks[:again]:
-        made = checkpoint(_encode, encoder, chunk, layers, lookups, use_reentrant=False, preserve_rng_state=True)
-        outputs.append(made)
-    with lean(encoder) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else nullcontext():
-        outputs += [_encode(encoder, chunk, layers, lookups) for chunk in chunks[again:]]
-    by_layer = [list(parts) for parts in zip(*outputs, strict=True)] if layers else [outputs]
-    device = by_layer[0][0].device
-    results = [torch.cat(parts).index_select(0, place.to(device)) for parts in by_layer]
+    place = place.to(chunks[0]["input_ids"].device)
+    encode = partial(_encode, encoder, layers)
+    recompute = recompute and torch.is_grad_enabled()
+    if recompute and Recomputed.suits(encoder, chunks):
+        results = Recomputed(encoder, encode, chunks, place).embeddings()
+    else:
+        lookups = shared_lookups(encoder) if len(chunks) > 1 else None
+        again = len(chunks) - 1 if recompute else 0
+        outputs = [checkpoint(encode, chunk, lookups, use_reentrant=False) for chunk in chunks[:again]]
+        with lean(encoder) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else nullcontext():
+            outputs += [encode(chunk, lookups) for chunk in chunks[again:]]
+        results = [torch.cat(parts).index_select(0, place) for parts in zip(*outputs, strict=True)]
     return results if layers else results[0]
 
 
-def _encode(encoder: nn.Module, chunk: dict[str, Tensor], layers: bool, lookups: Lookups | None) -> Any:
-    """One chunk; also what a recomputation runs again."""
+def _encode(encoder: nn.Module, layers: bool, chunk: dict[str, Tensor], lookups: Lookups | None) -> list[Tensor]:
+    """One chunk, a tensor a layer; also what a recomputation runs again."""
     if not chunk["input_ids"].is_cuda:
         TRIM(chunk["input_ids"].numel())
     with lookups.used() if lookups is not None else nullcontext():
-        return encoder(chunk, layers)
+        made = encoder(chunk, layers)
+    return made if layers else [made]
 
 
 def draws(model: nn.Module) -> bool:

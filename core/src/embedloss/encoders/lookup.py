@@ -19,6 +19,7 @@ class Lookups:
 
     Args:
         table: the embedding; its weight is read here once for all chunks.
+        leaf: the weight is a leaf that is there for these lookups alone: the sum is its gradient.
 
     Example:
         >>> lookups = Lookups(encoder.model.get_input_embeddings())  # doctest: +SKIP
@@ -26,23 +27,23 @@ class Lookups:
         ...     embeddings = encoder(chunk)
     """
 
-    def __init__(self, table: nn.Embedding) -> None:
-        self._table, self._sum = table, _Sum(table)
-        self._weight: Tensor = _Shared.apply(table.weight, self._sum)  # type: ignore[no-untyped-call]
+    def __init__(self, table: nn.Embedding, leaf: bool = False) -> None:
+        self._table, self._sum = table, table.weight if leaf else table.weight.detach()
+        self._weight: Tensor = table.weight if leaf else _Shared.apply(table.weight, self._sum)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Within, the table's forward pass is a lookup of these."""
         table: Any = self._table
         # Models call the module itself, deep inside; a hook would come after its own lookup.
-        table.forward = lambda ids: _Lookup.apply(self._weight, ids, self._sum)  # type: ignore[no-untyped-call]
+        table.forward = lambda ids: _Lookup.apply(self._weight, ids, self._sum, table.padding_idx)  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             del table.forward
 
 
-def shared_lookups(encoder: nn.Module) -> Lookups | None:
+def shared_lookups(encoder: nn.Module, leaf: bool = False) -> Lookups | None:
     """Lookups for an encoder's chunks; None where its table is not trained, or is no plain table: sharded, say."""
     model: Any = getattr(encoder, "model", None)
     if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings") or torch.compiler.is_compiling():
@@ -54,32 +55,14 @@ def shared_lookups(encoder: nn.Module) -> Lookups | None:
         return None
     weight = table.weight
     whole = type(weight) is nn.Parameter and weight.shape == (table.num_embeddings, table.embedding_dim)
-    return Lookups(table) if whole and weight.requires_grad and torch.is_grad_enabled() else None
-
-
-class _Sum:
-    """The gradient of a table, made of those of its lookups."""
-
-    def __init__(self, table: nn.Embedding) -> None:
-        self.table = table
-        self.gradient: Tensor | None = None
-
-    def add(self, ids: Tensor, gradient: Tensor) -> None:
-        """Add one lookup's: ids of any shape, gradient (*ids.shape, dimension)."""
-        rows, where = torch.unique(ids, return_inverse=True)
-        sums = torch.ops.aten.embedding_dense_backward(gradient, where, len(rows), -1, False)
-        if self.table.padding_idx is not None:
-            sums[rows == self.table.padding_idx] = 0
-        if self.gradient is None:
-            self.gradient = torch.zeros_like(self.table.weight)
-        self.gradient[rows] += sums
+    return Lookups(table, leaf) if whole and weight.requires_grad and (leaf or torch.is_grad_enabled()) else None
 
 
 class _Shared(torch.autograd.Function):
     """The table for all lookups; its backward pass runs after those of all of them."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, total: _Sum) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, total: Tensor) -> Tensor:
         ctx.total = total
         ctx.set_materialize_grads(False)
         return weight.view_as(weight)
@@ -87,22 +70,28 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: None) -> tuple[Tensor | None, None]:
-        made, ctx.total.gradient = ctx.total.gradient, None
+        made, ctx.total.grad = ctx.total.grad, None
         return made, None
 
 
 class _Lookup(torch.autograd.Function):
-    """A lookup that gives its gradient to the sum, and none to the table."""
+    """A lookup that adds its gradient to that of `total`, and gives none to the table."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, total: _Sum) -> Tensor:
-        ctx.total = total
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, total: Tensor, padding: int | None) -> Tensor:
+        ctx.total, ctx.padding = total, padding
         ctx.save_for_backward(ids)
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
         (ids,) = ctx.saved_tensors
-        ctx.total.add(ids, gradients[0])
-        return None, None, None
+        rows, where = torch.unique(ids, return_inverse=True)
+        sums = torch.ops.aten.embedding_dense_backward(gradients[0], where, len(rows), -1, False)
+        if ctx.padding is not None:
+            sums[rows == ctx.padding] = 0
+        if ctx.total.grad is None:
+            ctx.total.grad = torch.zeros_like(ctx.total)
+        ctx.total.grad[rows] += sums
+        return None, None, None, None
