@@ -87,7 +87,9 @@ def contrast(
     end = len(some) if end is None else end
     factor = torch.as_tensor(scale, dtype=some.dtype, device=some.device)
     inputs = {"": factor, **texts}
-    gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if t.requires_grad and torch.is_grad_enabled()}
+    joint = similarity == "dot" and isinstance(scale, Tensor)  # the factor is left out of the gradients until the end
+    every = joint and factor.requires_grad  # the factor's gradient is made of those of all texts
+    gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if (t.requires_grad or every) and torch.is_grad_enabled()}
     blocks = [block for block in blocks if len(texts[block.right])]
     groups = 1 + max((block.group for block in blocks), default=0)
     columns = max((len(texts[block.right]) for block in blocks), default=1)
@@ -148,7 +150,12 @@ def contrast(
                 if not isinstance(pull, int):
                     pull(g)
             del tiles, z, pull  # before the next tile is made
-    known = [(inputs[k], g) for k, g in gradients.items()]
+        if joint:
+            for role, text in texts.items() if "" in gradients else ():  # each product counts for its left and its right texts
+                gradients[""].add_(torch.dot(gradients[role].flatten(), text.flatten()), alpha=0.5)
+            for role in gradients.keys() - {""}:
+                gradients[role].mul_(factor)
+    known = [(inputs[k], g) for k, g in gradients.items() if inputs[k].requires_grad]
     return (with_gradients(total, *known) if known else total) + nan_unless_finite(*texts.values()), active
 
 
@@ -164,26 +171,17 @@ def _logits(
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
     """The logits of a tile, and what adds their gradient to those of the texts and of the factor (its name is "").
 
-    `scale` is the factor as it came: a number goes into the matrix products.
+    `scale` is the factor as it came. With "dot" a number goes into the matrix products, and a tensor into no gradient.
     """
     left, right = texts[block.left].detach()[start:stop], texts[block.right].detach()
     if name == "dot":
+        alpha = 1.0 if isinstance(scale, Tensor) else scale
 
         def pull(g: Tensor) -> None:
-            if not isinstance(scale, Tensor):
-                if block.left in gradients:
-                    gradients[block.left][start:stop].addmm_(g, right, alpha=scale)
-                if block.right in gradients:
-                    gradients[block.right].addmm_(g.T, left, alpha=scale)
-                return
-            if block.left in gradients or "" in gradients:
-                back = g @ right
-                if block.left in gradients:
-                    gradients[block.left][start:stop].addcmul_(back, factor)
-                if "" in gradients:
-                    gradients[""].add_(torch.dot(back.flatten(), left.flatten()))
+            if block.left in gradients:
+                gradients[block.left][start:stop].addmm_(g, right, alpha=alpha)
             if block.right in gradients:
-                gradients[block.right].addmm_(g.T, left * factor)
+                gradients[block.right].addmm_(g.T, left, alpha=alpha)
 
         return (left @ right.T).mul_(factor), pull
     leaves = [t.requires_grad_(role in gradients) for t, role in ((left, block.left), (right, block.right))]

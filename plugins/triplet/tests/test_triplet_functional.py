@@ -86,11 +86,12 @@ def test_mined_losses_equal_their_definition(loss, name, margin):
 
 @pytest.mark.parametrize("few", [-1, 100])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_batch_all_counts_by_sorting_and_one_by_one(few, classes, monkeypatch):
+@pytest.mark.parametrize("loss", ["batch-all-triplet", "batch-semi-hard-triplet"])
+def test_triplets_are_found_by_sorting_and_one_positive_after_the_other(loss, few, classes, monkeypatch):
     monkeypatch.setattr("embedloss_triplet.functional.FEW", few)
     x, labels = batch(0, 24, classes)
-    value, (gradient,) = value_and_gradient(lambda t: create_loss("batch_all_triplet")(Embeddings.of(text=t), labels).total, x)
-    wanted, (expected,) = value_and_gradient(lambda t: by_definition("batch-all-triplet", t, labels, "euclidean", 5), x)
+    value, (gradient,) = value_and_gradient(lambda t: create_loss(loss)(Embeddings.of(text=t), labels).total, x)
+    wanted, (expected,) = value_and_gradient(lambda t: by_definition(loss, t, labels, "euclidean", 5), x)
     assert expected.abs().max() > 1e-3
     assert abs(value - wanted) < 1e-10
     assert (gradient - expected).abs().max() < 1e-10
@@ -98,8 +99,10 @@ def test_batch_all_counts_by_sorting_and_one_by_one(few, classes, monkeypatch):
 
 @pytest.mark.parametrize("loss", MINED)
 @pytest.mark.parametrize("margin", [0.0, 1.0, 2.0])
-def test_ties_are_neither_active_nor_beyond(loss, margin):
+@pytest.mark.parametrize("few", [-1, 100])
+def test_ties_are_neither_active_nor_beyond(loss, margin, few, monkeypatch):
     """Whole numbers on a line: many distances are equal, or differ by the margin exactly."""
+    monkeypatch.setattr("embedloss_triplet.functional.FEW", few)
     wanted = []
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)

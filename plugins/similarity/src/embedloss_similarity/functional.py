@@ -18,7 +18,7 @@ def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
     if x.shape[-1] % 2:
         x, y = F.pad(x, (0, 1)), F.pad(y, (0, 1))
     (a, b), (c, d) = x.chunk(2, -1), y.chunk(2, -1)
-    return ((a * c + b * d).sum(-1) + (b * c - a * d).sum(-1)).abs()
+    return (torch.linalg.vecdot(a, c - d) + torch.linalg.vecdot(b, c + d)).abs()  # ac + bd and bc - ad, summed
 
 
 def _log_one_plus(exponents: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | No
     """
     farthest, p = torch.where(positive, d, -math.inf).max(1)
     nearest, n = torch.where(negative, d, math.inf).min(1)
-    valid = positive.any(1) & negative.any(1)
+    valid = (farthest > -math.inf) & (nearest < math.inf)
     gap = torch.where(valid, farthest - nearest, 0)
     if margin is None:
         # Not softplus, which turns linear above 20 and is then off by 2e-9.
@@ -109,7 +109,8 @@ def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | No
 def batch_semi_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Mined:
     """One triplet a positive pair: the nearest negative strictly beyond the positive, else the farthest negative.
 
-    Pairs whose anchor has no negative do not count. One sort a row finds all of them.
+    Pairs whose anchor has no negative do not count. With few positives a row each looks at all negatives; else one sort a row
+    serves all of them.
 
     Args:
         d: (rows, pool) distances.
@@ -117,15 +118,40 @@ def batch_semi_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float
         negative: (rows, pool), True for a text of another class.
         margin: of the hinge.
     """
+    most = int(positive.sum(1).max()) if positive.numel() else 0
+    any_negative = negative.any(1, keepdim=True)
+    if most <= FEW:
+        return _semi_hard_each(d, positive, negative, any_negative, margin, most)
     nearest, order = torch.where(negative, d, math.inf).sort(1)
     beyond = torch.searchsorted(nearest, d, right=True)
     chosen = order.gather(1, torch.minimum(beyond, negative.sum(1, keepdim=True) - 1).clamp(min=0))
-    usable = positive & negative.any(1, keepdim=True)
+    usable = positive & any_negative
     gap = d - d.gather(1, chosen) + margin
     active = usable & (gap > 0)
     slopes = active.to(d.dtype)
     slopes = slopes.scatter_add(1, chosen, -slopes)
     return Mined(torch.where(usable, torch.relu(gap), 0).sum(), slopes, usable.sum(), active.sum(), usable.sum())
+
+
+def _semi_hard_each(d: Tensor, positive: Tensor, negative: Tensor, any_negative: Tensor, margin: float, most: int) -> Mined:
+    """`batch_semi_hard`, one positive of each row at a time."""
+    farthest, last = torch.where(negative, d, -math.inf).max(1, keepdim=True)
+    slopes, terms = torch.zeros_like(d), d.new_zeros(())
+    usable, active = (torch.zeros((), dtype=torch.int64, device=d.device) for _ in range(2))
+    columns = positive.to(torch.uint8).topk(most, dim=1).indices
+    for column in (columns[:, k : k + 1] for k in range(most)):
+        near = d.gather(1, column)
+        far, chosen = torch.where(negative & (d > near), d, math.inf).min(1, keepdim=True)
+        none = far == math.inf
+        far, chosen = torch.where(none, farthest, far), torch.where(none, last, chosen)
+        counts = positive.gather(1, column) & any_negative
+        gap = torch.where(counts, near - far + margin, 0)
+        slope = (gap > 0).to(d.dtype)
+        slopes.scatter_add_(1, column, slope).scatter_add_(1, chosen, -slope)
+        terms += torch.relu(gap).sum()
+        usable += counts.sum()
+        active += (gap > 0).sum()
+    return Mined(terms, slopes, usable, active, usable)
 
 
 Pull = Callable[[Tensor, Tensor, Tensor], None]
