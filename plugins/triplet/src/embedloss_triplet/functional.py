@@ -22,6 +22,18 @@ TILE = 256  # anchors a block: 1 MB a float32 matrix at a pool of 1,024 texts
 FEW = 16  # positives a row up to which counting one after the other costs less than sorting
 
 
+class Few(NamedTuple):
+    """A matrix (rows, pool) with few entries a row that are not 0.
+
+    Args:
+        columns: (rows, entries), where they are.
+        values: (rows, entries); those of one place add up.
+    """
+
+    columns: Tensor
+    values: Tensor
+
+
 class Mined(NamedTuple):
     """What a rule finds in one block of distances.
 
@@ -34,7 +46,7 @@ class Mined(NamedTuple):
     """
 
     terms: Tensor
-    slopes: Tensor
+    slopes: Tensor | Few
     divisor: Tensor
     active: Tensor
     possible: Tensor
@@ -101,8 +113,8 @@ def batch_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float | No
         terms, slope = torch.logaddexp(gap, torch.zeros_like(gap)), gap.sigmoid()
     else:
         terms, slope = torch.relu(gap + margin), (gap + margin > 0).to(d.dtype)
-    slope = (slope * valid)[:, None]
-    slopes = torch.zeros_like(d).scatter_(1, p[:, None], slope).scatter_add_(1, n[:, None], -slope)
+    slope = slope * valid
+    slopes = Few(torch.stack([p, n], 1), torch.stack([slope, -slope], 1))
     return Mined((terms * valid).sum(), slopes, valid.sum(), (slope > 0).sum(), valid.sum())
 
 
@@ -154,7 +166,7 @@ def _semi_hard_each(d: Tensor, positive: Tensor, negative: Tensor, any_negative:
     return Mined(terms, slopes, usable, active, usable)
 
 
-Pull = Callable[[Tensor, Tensor, Tensor], None]
+Pull = Callable[[Tensor | Few, Tensor, Tensor], None]
 """(slopes, gradient of x, gradient of y): adds to the gradients what the slopes of the distances make."""
 
 
@@ -172,7 +184,12 @@ def distances(name: str, x: Tensor, y: Tensor, itself: Tensor) -> tuple[Tensor, 
     """
     if name == "cosine":
 
-        def pull_products(slopes: Tensor, of_x: Tensor, of_y: Tensor) -> None:
+        def pull_products(slopes: Tensor | Few, of_x: Tensor, of_y: Tensor) -> None:
+            if isinstance(slopes, Few):
+                for column, value in zip(slopes.columns.T, slopes.values.T[:, :, None], strict=True):
+                    of_x.addcmul_(y[column], value, value=-1)
+                    of_y.index_add_(0, column, x * value, alpha=-1)
+                return
             of_x.addmm_(slopes, y, alpha=-1)
             of_y.addmm_(slopes.T, x, alpha=-1)
 
@@ -186,7 +203,15 @@ def distances(name: str, x: Tensor, y: Tensor, itself: Tensor) -> tuple[Tensor, 
     if name == "euclidean" and bool(((d < 0.03 * d.mean(1, keepdim=True)) & ~itself).any()):
         return _through(lambda a, b: torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"), x, y)
 
-    def pull(slopes: Tensor, of_x: Tensor, of_y: Tensor) -> None:
+    def pull(slopes: Tensor | Few, of_x: Tensor, of_y: Tensor) -> None:
+        if isinstance(slopes, Few):
+            near = d.gather(1, slopes.columns)
+            each = 2 * slopes.values if name == "squared-euclidean" else (slopes.values / near).masked_fill_(near == 0, 0.0)
+            for column, value in zip(slopes.columns.T, each.T[:, :, None], strict=True):
+                part = b[column].sub_(a).mul_(value)
+                of_x.sub_(part)
+                of_y.index_add_(0, column, part)
+            return
         each = 2 * slopes if name == "squared-euclidean" else (slopes / d).masked_fill_(d == 0, 0.0)
         of_x.addcmul_(a, each.sum(1)[:, None]).addmm_(each, b, alpha=-1)
         of_y.addcmul_(b, each.sum(0)[:, None]).addmm_(each.T, a, alpha=-1)
@@ -199,7 +224,9 @@ def _through(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor)
     with torch.enable_grad():
         d = function(*leaves)
 
-    def pull(slopes: Tensor, of_x: Tensor, of_y: Tensor) -> None:
+    def pull(slopes: Tensor | Few, of_x: Tensor, of_y: Tensor) -> None:
+        if isinstance(slopes, Few):
+            slopes = torch.zeros_like(d).scatter_add_(1, slopes.columns, slopes.values)
         for gradient, d_leaf in zip((of_x, of_y), torch.autograd.grad(d, leaves, slopes), strict=True):
             gradient += d_leaf
 
