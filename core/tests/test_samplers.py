@@ -68,6 +68,26 @@ def test_no_text_twice_in_a_batch():
     assert max(map(len, batches)) == 16
 
 
+@pytest.mark.parametrize("block", [3, 1 << 16])
+def test_texts_lists_and_ids_of_a_row_are_found_block_after_block(block, monkeypatch):
+    """The batches do not depend on how many rows are read at a time, and hold no text and no id twice."""
+    rng = np.random.default_rng(2)
+    rows = [
+        {"anchor": f"a{a}", "negative": [f"a{b}", *[f"n{c}"] * int(c % 3)], "id": int(i)}
+        for a, b, c, i in zip(*(rng.integers(0, 400, 300) for _ in range(4)), strict=True)
+    ]
+    data = datasets.Dataset.from_list(rows)
+    wanted = rows_of(make_sampler("no-duplicates", data, ["anchor", "negative"], 16, 0))
+    monkeypatch.setattr("embedloss.samplers.RowTexts.BLOCK", block)
+    batches = rows_of(make_sampler("no-duplicates", data, ["anchor", "negative"], 16, 0))
+    assert batches == wanted
+    assert sorted(row for batch in batches for row in batch) == list(range(300))
+    assert 19 <= len(batches) < 60
+    for batch in batches:
+        of_rows = [{rows[i]["anchor"], *rows[i]["negative"], rows[i]["id"]} for i in batch]
+        assert sum(map(len, of_rows)) == len(set().union(*of_rows))
+
+
 def test_processes_share_joint_batches():
     texts = [[i % 40] for i in range(200)]
     shares = []

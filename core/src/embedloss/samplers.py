@@ -8,12 +8,11 @@ Every epoch has as many batches as the first, because schedules and resuming cou
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Sampler
 
@@ -157,6 +156,56 @@ class RandomSampler(EpochSampler):
     """Rows in random order."""
 
 
+class RowTexts:
+    """The numbers of the texts of every row, each once a row.
+
+    Args:
+        numbers: (texts,) from 0, row after row.
+        starts: (rows + 1,) where each row begins, and the end.
+    """
+
+    BLOCK = 1 << 16  # rows that are Python objects at a time
+
+    def __init__(self, numbers: np.ndarray[Any, Any], starts: np.ndarray[Any, Any]) -> None:
+        self.numbers, self.starts = numbers, starts
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> RowTexts:
+        """From a list of any ids for every row."""
+        flat = np.fromiter((text for row in texts for text in row), dtype=np.int64)
+        owners = np.repeat(np.arange(len(texts)), [len(row) for row in texts])
+        return cls.owned(np.unique(flat, return_inverse=True)[1], owners, len(texts))
+
+    @classmethod
+    def owned(cls, numbers: np.ndarray[Any, Any], owners: np.ndarray[Any, Any], rows: int) -> RowTexts:
+        """From numbers in any order, each with its row."""
+        many = int(numbers.max(initial=0)) + 1
+        keys = np.unique(owners * many + numbers)
+        return cls(keys % many, np.searchsorted(keys, np.arange(rows + 1) * many))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> list[int]:
+        found: list[int] = self.numbers[self.starts[row] : self.starts[row + 1]].tolist()
+        return found
+
+    def owners(self) -> np.ndarray[Any, Any]:
+        """The row of each text, (texts,)."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    def read(self, rows: np.ndarray[Any, Any]) -> Iterator[tuple[int, list[int]]]:
+        """Each of these rows with its texts."""
+        for begin in range(0, len(rows), self.BLOCK):
+            block = rows[begin : begin + self.BLOCK]
+            counts = self.starts[block + 1] - self.starts[block]
+            cuts = np.concatenate([[0], counts.cumsum()])
+            places = np.arange(cuts[-1]) + np.repeat(self.starts[block] - cuts[:-1], counts)
+            texts, ends = self.numbers[places].tolist(), cuts.tolist()
+            for row, a, b in zip(block.tolist(), ends, ends[1:], strict=False):
+                yield row, texts[a:b]
+
+
 class NoDuplicatesSampler(EpochSampler):
     """No text occurs twice in a joint batch, so no in-batch negative is secretly a positive.
 
@@ -168,45 +217,47 @@ class NoDuplicatesSampler(EpochSampler):
         texts: the text ids of every row.
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]], batch_size: int, seed: int = 0, drop_last: bool = False) -> None:
+    def __init__(
+        self, texts: RowTexts | Sequence[Sequence[int]], batch_size: int, seed: int = 0, drop_last: bool = False
+    ) -> None:
         super().__init__(len(texts), batch_size, seed, drop_last)
-        self.texts = texts
-        flat = np.fromiter((text for row in texts for text in row), dtype=np.int64)
-        values, counts = np.unique(flat, return_counts=True)
+        self.texts = texts if isinstance(texts, RowTexts) else RowTexts.of(texts)
+        counts = np.bincount(self.texts.numbers)
         self.most = int(counts.max(initial=0))
         limit = max(self.rows / (4 * batch_size * self.processes), 1)
-        frequent = set(values[counts > limit].tolist())
-        self.first = np.array([not frequent.isdisjoint(row) for row in texts])
+        self.first = np.zeros(self.rows, dtype=bool)
+        self.first[self.texts.owners()[(counts > limit)[self.texts.numbers]]] = True
 
     def joint_batches(self, size: int) -> list[np.ndarray[Any, Any]]:
         """As the base, without duplicates."""
-        made: list[list[int]] = [[]]
+        made: list[Any] = [[]]  # lists; arrays where they are full
         room = 0  # the first batch that is not full
-        used: dict[int, int] = {}  # text -> the last batch that holds it
+        used = array("q", [-1]) * (int(self.texts.numbers.max(initial=-1)) + 1)  # text -> the last batch that holds it
         if self.most * size > self.rows and 2 * self.rows >= self.most * size:
             size = -(-self.rows // self.most)
         rng = self.rng()
         order = rng.permutation(self.rows)
         # Rows with texts of many rows come first: placed late, they would fill batches of their own at the end.
-        for row in [*order[self.first[order]].tolist(), *order[~self.first[order]].tolist()]:
-            texts = self.texts[row]
+        order = np.concatenate([order[self.first[order]], order[~self.first[order]]])
+        for row, texts in self.texts.read(order):
             at = room
             for text in texts:
-                last = used.get(text)
-                if last is not None and last >= at:
-                    at = last + 1
+                if used[text] >= at:
+                    at = used[text] + 1
             while at < len(made) and len(made[at]) >= size:
                 at += 1
             if at == len(made):
                 made.append([])
             made[at].append(row)
+            if len(made[at]) == size:
+                made[at] = np.array(made[at])
             for text in texts:
                 used[text] = at
             while room < len(made) and len(made[room]) >= size:
                 room += 1
             if room == len(made):
                 made.append([])
-        return [np.asarray(made[i]) for i in rng.permutation(len(made)) if made[i]]
+        return [np.asarray(made[i]) for i in rng.permutation(len(made)) if len(made[i])]
 
     def finished(self, made: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
         """The joint batches; a short batch stays alone, because joining it could bring a duplicate back."""
@@ -410,30 +461,24 @@ def make_sampler(
     raise EmbedlossError("E401", f"unknown sampler '{name}'. Samplers: random, no-duplicates, group-by-label, length-grouped.")
 
 
-def _text_numbers(dataset: Any, roles: Sequence[str], ids: str | None) -> list[list[int]]:
-    """A number for every text of every row, equal for equal texts; ids get numbers of their own."""
-    from embedloss.check import column_of, is_list, table_of
+def _text_numbers(dataset: Any, roles: Sequence[str], ids: str | None) -> RowTexts:
+    """A number for every text of every row, equal for equal texts; ids get numbers of their own.
+
+    Goes through hashes of 64 bits, so that neither all texts nor all distinct ones are held.
+    """
+    from embedloss.check import is_list, table_of
 
     table = table_of(dataset)
-    rows = np.arange(table.num_rows)
-    texts: list[pa.Array] = []
-    owners: list[np.ndarray[Any, Any]] = []
-    for role in roles:
-        values = column_of(table, role)
-        owners.append(pc.list_parent_indices(values).to_numpy() if is_list(values.type) else rows)
-        texts.append(pc.list_flatten(values) if is_list(values.type) else values)
-    encoded = pa.concat_arrays(texts).dictionary_encode()
-    numbers = encoded.indices.to_numpy().astype(np.int64)
-    if ids is not None:
-        own = table[ids].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        numbers = np.concatenate([numbers, len(encoded.dictionary) + own.astype(np.int64)])
-        owners.append(rows)
-    if all(owner is rows for owner in owners):
-        found = numbers.reshape(len(owners), -1).T.tolist()
-    else:
-        owner = np.concatenate(owners)
-        order = np.argsort(owner, kind="stable")
-        cuts = np.searchsorted(owner[order], np.arange(table.num_rows + 1)).tolist()
-        flat = numbers[order].tolist()
-        found = [flat[a:b] for a, b in pairwise(cuts)]
-    return [row if len(set(row)) == len(row) else list(set(row)) for row in found]
+    hashes, owners = [], []
+    begin = 0
+    for part in table.select([*roles, *([] if ids is None else [ids])]).to_batches(max_chunksize=RowTexts.BLOCK):
+        for name in part.schema.names:
+            values, rows = part.column(name), np.arange(part.num_rows)
+            if is_list(values.type):
+                values, rows = pc.list_flatten(values), pc.list_parent_indices(values).to_numpy()
+            keys = ((name, value) for value in values.to_pylist()) if name == ids else values.to_pylist()
+            hashes.append(np.fromiter(map(hash, keys), np.int64, len(values)))
+            owners.append(begin + rows)
+        begin += part.num_rows
+    numbers = np.unique(np.concatenate(hashes), return_inverse=True)[1]
+    return RowTexts.owned(numbers, np.concatenate(owners), table.num_rows)

@@ -49,10 +49,12 @@ class Recomputed:
     @staticmethod
     def suits(encoder: nn.Module, chunks: list[Chunk]) -> bool:
         """Whether an encoder's trained weights are plain and whole (not sharded, say), and there is a chunk to encode again."""
+        if torch.compiler.is_compiling():
+            return False
         trained = [p for p in encoder.parameters() if p.requires_grad]
         plain = all(type(p) is nn.Parameter and p.device.type != "meta" and not hasattr(p, "ds_id") for p in trained)
         padded = all(chunk["input_ids"].ndim == 2 for chunk in chunks)
-        return plain and padded and len(chunks) > 1 and bool(trained) and not torch.compiler.is_compiling()
+        return plain and padded and len(chunks) > 1 and bool(trained)
 
     def embeddings(self) -> list[Tensor]:
         """What `encode` gives, of all texts."""
