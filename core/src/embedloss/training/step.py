@@ -135,9 +135,7 @@ class TrainingStep(nn.Module):
             else encode_chunks(encoder, chunks["chunks"], chunks["place"], recompute=recompute, layers=layers)
         )
         stack = encoded if isinstance(encoded, list) else [encoded]
-        sizes = [end - begin for begin, end in batch["layout"].values()]  # one after the other
-        # The gradient of a slice is as large as what it was cut from; that of a split is put together once.
-        parts = dict(zip(batch["layout"], map(list, zip(*(layer.split(sizes) for layer in stack), strict=True)), strict=True))
+        parts = {role: [layer[begin:end] for layer in stack] for role, (begin, end) in batch["layout"].items()}
         ids = {role: batch["text_ids"][begin:end] for role, (begin, end) in batch["layout"].items()}
         return _Leaves(
             parts,
