@@ -18,7 +18,8 @@ def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
     if x.shape[-1] % 2:
         x, y = F.pad(x, (0, 1)), F.pad(y, (0, 1))
     (a, b), (c, d) = x.chunk(2, -1), y.chunk(2, -1)
-    return (torch.linalg.vecdot(a, c - d) + torch.linalg.vecdot(b, c + d)).abs()  # ac + bd and bc - ad, summed
+    both: Tensor = torch.linalg.vecdot(a, c - d) + torch.linalg.vecdot(b, c + d)  # ac + bd and bc - ad
+    return both.abs()
 
 
 def _log_one_plus(exponents: Tensor) -> Tensor:
