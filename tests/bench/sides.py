@@ -77,7 +77,7 @@ def switch_off(name: str) -> None:
         base.shared_lookups = lambda encoder: None
         recompute.shared_lookups = lambda encoder, leaf: None
     elif name == "lean":
-        base.lean = lambda encoder: contextlib.nullcontext()
+        base.lean = recompute.lean = lambda encoder: contextlib.nullcontext()
     elif name == "trim":
         base.TRIM.every = 1 << 60
 

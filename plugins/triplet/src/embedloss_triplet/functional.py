@@ -68,9 +68,9 @@ def batch_all(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> M
         margin: of the hinge.
     """
     reach = d + margin
-    most = int(positive.sum(1).max()) if positive.numel() else 0
-    if most <= FEW:
-        nearer, reached_by = _counted(d, reach, positive, negative, most)
+    columns = _few_positives(positive)
+    if columns is not None:
+        nearer, reached_by = _counted(d, reach, positive, negative, columns)
     else:
         nearer = torch.searchsorted(torch.where(negative, d, math.inf).sort(1).values, reach) * positive
         reached_by = d.shape[1] - torch.searchsorted(torch.where(positive, reach, -math.inf).sort(1).values, d, right=True)
@@ -81,14 +81,19 @@ def batch_all(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> M
     return Mined(terms, slopes, active, active, (positive.sum(1) * negative.sum(1)).sum())
 
 
-def _counted(d: Tensor, reach: Tensor, positive: Tensor, negative: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _few_positives(positive: Tensor) -> list[Tensor] | None:
+    """Columns (rows, 1) that together hold every positive of each row, and others where a row has fewer; None beyond `FEW`."""
+    most = int(positive.sum(1).max()) if positive.numel() else 0
+    return list(positive.to(torch.uint8).topk(most, dim=1).indices.T[:, :, None]) if most <= FEW else None
+
+
+def _counted(d: Tensor, reach: Tensor, positive: Tensor, negative: Tensor, columns: list[Tensor]) -> tuple[Tensor, Tensor]:
     """How many negatives each positive reaches, and by how many positives each negative is reached, one positive at a time.
 
     With few positives a row this costs less than two sorts.
     """
     nearer, reached_by = (torch.zeros(d.shape, dtype=torch.int64, device=d.device) for _ in range(2))
-    columns = positive.to(torch.uint8).topk(most, dim=1).indices
-    for column in (columns[:, k : k + 1] for k in range(most)):
+    for column in columns:
         within = (d < reach.gather(1, column)) & (negative & positive.gather(1, column))
         nearer.scatter_add_(1, column, within.sum(1, keepdim=True))
         reached_by += within
@@ -130,14 +135,13 @@ def batch_semi_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float
         negative: (rows, pool), True for a text of another class.
         margin: of the hinge.
     """
-    most = int(positive.sum(1).max()) if positive.numel() else 0
-    any_negative = negative.any(1, keepdim=True)
-    if most <= FEW:
-        return _semi_hard_each(d, positive, negative, any_negative, margin, most)
+    columns = _few_positives(positive)
+    if columns is not None:
+        return _semi_hard_each(d, positive, negative, margin, columns)
     nearest, order = torch.where(negative, d, math.inf).sort(1)
     beyond = torch.searchsorted(nearest, d, right=True)
     chosen = order.gather(1, torch.minimum(beyond, negative.sum(1, keepdim=True) - 1).clamp(min=0))
-    usable = positive & any_negative
+    usable = positive & negative.any(1, keepdim=True)
     gap = d - d.gather(1, chosen) + margin
     active = usable & (gap > 0)
     slopes = active.to(d.dtype)
@@ -145,13 +149,13 @@ def batch_semi_hard(d: Tensor, positive: Tensor, negative: Tensor, margin: float
     return Mined(torch.where(usable, torch.relu(gap), 0).sum(), slopes, usable.sum(), active.sum(), usable.sum())
 
 
-def _semi_hard_each(d: Tensor, positive: Tensor, negative: Tensor, any_negative: Tensor, margin: float, most: int) -> Mined:
+def _semi_hard_each(d: Tensor, positive: Tensor, negative: Tensor, margin: float, columns: list[Tensor]) -> Mined:
     """`batch_semi_hard`, one positive of each row at a time."""
     farthest, last = torch.where(negative, d, -math.inf).max(1, keepdim=True)
+    any_negative = negative.any(1, keepdim=True)
     slopes, terms = torch.zeros_like(d), d.new_zeros(())
     usable, active = (torch.zeros((), dtype=torch.int64, device=d.device) for _ in range(2))
-    columns = positive.to(torch.uint8).topk(most, dim=1).indices
-    for column in (columns[:, k : k + 1] for k in range(most)):
+    for column in columns:
         near = d.gather(1, column)
         far, chosen = torch.where(negative & (d > near), d, math.inf).min(1, keepdim=True)
         none = far == math.inf
