@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from embedloss.autograd import with_gradients
 from embedloss.in_batch import Mask
-from embedloss.similarity import matrix, unit
+from embedloss.products import Dot, Prefixes, Product, Through
+from embedloss.similarity import unit
 
 TILE_ELEMENTS = 2**20  # of one (tile x columns) matrix
 TILE_ROWS = 128  # at least: fewer would spend their time on adding to the gradient of all columns
@@ -46,6 +48,12 @@ class Block:
     excluded: Mask | None = None
     boosted: Mask | None = None
     positives: Mask | None = None
+
+    def remembering(self) -> Block:
+        """The same block, whose masks are asked for once while the rows are the same."""
+        masks = (self.excluded, self.boosted, self.positives)
+        excluded, boosted, positives = (mask and lru_cache(maxsize=1)(mask) for mask in masks)
+        return replace(self, excluded=excluded, boosted=boosted, positives=positives)
 
 
 def contrast(
@@ -84,120 +92,182 @@ def contrast(
     if similarity == "cosine":
         similarity, texts = "dot", {role: unit(t) for role, t in texts.items()}
     some = texts[blocks[0].left]
-    end = len(some) if end is None else end
     factor = torch.as_tensor(scale, dtype=some.dtype, device=some.device)
     inputs = {"": factor, **texts}
     joint = similarity == "dot" and isinstance(scale, Tensor)  # the factor is left out of the gradients until the end
     every = joint and factor.requires_grad  # the factor's gradient is made of those of all texts
     gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if (t.requires_grad or every) and torch.is_grad_enabled()}
-    blocks = [block for block in blocks if len(texts[block.right])]
-    groups = 1 + max((block.group for block in blocks), default=0)
-    columns = max((len(texts[block.right]) for block in blocks), default=1)
-    tile = tile or min(max(TILE_ELEMENTS // columns, TILE_ROWS), 1024)
-    share = 1 / (groups * max(float(end - begin if divisor is None else divisor), 1e-9))
-    total, active = factor.detach().new_zeros(()), factor.detach().new_zeros(())
-    lowest = torch.finfo(some.dtype).min  # finite, so that a row without candidates has the sum 0 rather than NaN
+    alpha = 1.0 if isinstance(scale, Tensor) else scale  # a number goes into the matrix products
+
+    def product(left_role: str, right_role: str, start: int, stop: int) -> Product:
+        left, right = texts[left_role].detach()[start:stop], texts[right_role].detach()
+        of_left, of_right = gradients.get(left_role), gradients.get(right_role)
+        of_left = None if of_left is None else of_left[start:stop]
+        if similarity == "dot":
+            return Dot(left, right, factor.detach(), alpha, of_left, of_right)
+        return Through(similarity, left, right, factor.detach(), gradients.get(""), of_left, of_right)
+
     with torch.no_grad():
-        for start in range(begin, end, tile):
-            stop = min(start + tile, end)
-            tiles: list[tuple[Tensor, Tensor, Callable[[Tensor], None] | int]] = []
-            products: dict[tuple[str, str], tuple[int, Tensor]] = {}  # kept for blocks that are the transpose of another
-            positive, shared = factor, None
-            sums: list[list[Tensor]] = [[] for _ in range(groups)]
-            for block in blocks:
-                whole = start == 0 and stop == len(texts[block.left]) == len(texts[block.right])
-                pull: Callable[[Tensor], None] | int
-                if whole and (block.right, block.left) in products:
-                    pull, product = products[block.right, block.left]
-                    z = product.T.clone()
-                else:
-                    z, pull = _logits(similarity, texts, factor, block, start, stop, gradients, scale)
-                    if whole and any((b.right, b.left) == (block.left, block.right) != (b.left, b.right) for b in blocks):
-                        products[block.left, block.right] = len(tiles), z.clone()
-                if not tiles and block.positives is None:
-                    positive = z.diagonal(start).clone()  # never boosted
-                elif block.positives is not None:
-                    own = block.positives(start, stop)
-                    shared = z.masked_fill(~own, -math.inf)
-                    positive = shared.logsumexp(1)
-                    z.masked_fill_(own, -math.inf)
-                if block.boosted is not None and strength:
-                    z += z * block.boosted(start, stop) * (strength / factor)
-                if block.diagonal != "candidate":
-                    z.diagonal(start).fill_(-math.inf)
-                if block.excluded is not None:
-                    z.masked_fill_(block.excluded(start, stop), -math.inf)
-                largest = z.amax(1).clamp_(min=lowest)
-                z.sub_(largest[:, None]).exp_()
-                sums[block.group].append(largest + z.sum(1).log())
-                tiles.append((z, largest, pull))
-            del products
-            gap = torch.stack([torch.stack(group).logsumexp(0) for group in sums]) - positive
-            rows = torch.logaddexp(gap, torch.zeros_like(gap))
-            part: float | Tensor = share if weights is None else weights[start - begin : stop - begin].to(rows) * share
-            total += rows.sum() * part if isinstance(part, float) else (rows * part).sum()
-            active += (gap != -math.inf).any(0).sum()
-            for block, (g, largest, pull) in zip(blocks, tiles, strict=True) if gradients else ():
-                g *= ((largest - positive - rows[block.group]).exp() * part)[:, None]
-                surely = gap[block.group].sigmoid() * part
-                if block.positives is not None and shared is not None:
-                    g -= surely[:, None] * (shared - positive[:, None]).exp_()
-                elif block.diagonal == "positive":
-                    g.diagonal(start).copy_(-surely)
-                if isinstance(pull, int):
-                    tiles[pull][0].add_(g.T)
-            for g, _, pull in tiles if gradients else ():
-                if not isinstance(pull, int):
-                    pull(g)
-            del tiles, z, pull  # before the next tile is made
+        losses, active = _over_tiles(
+            texts, blocks, product, strength / factor.detach(), bool(gradients), begin, end, divisor, weights, tile
+        )
         if joint:
             for role, text in texts.items() if "" in gradients else ():  # each product counts for its left and its right texts
                 gradients[""].add_(torch.dot(gradients[role].flatten(), text.flatten()), alpha=0.5)
             for role in gradients.keys() - {""}:
                 gradients[role].mul_(factor)
     known = [(inputs[k], g) for k, g in gradients.items() if inputs[k].requires_grad]
-    return (with_gradients(total, *known) if known else total) + nan_unless_finite(*texts.values()), active
+    return (with_gradients(losses[0], *known) if known else losses[0]) + nan_unless_finite(*texts.values()), active[0]
 
 
-def _logits(
-    name: str,
+def contrast_prefixes(
     texts: Mapping[str, Tensor],
-    factor: Tensor,
-    block: Block,
+    blocks: Sequence[Block],
+    dims: Sequence[int],
+    dim_weights: Sequence[float],
+    *,
+    scale: float = 1.0,
+    strength: float = 0.0,
+    begin: int = 0,
+    end: int | None = None,
+    divisor: float | None = None,
+    weights: Tensor | None = None,
+    tile: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`contrast` by cosines of the first d coordinates, for several d at little more than the cost of the largest.
+
+    Args:
+        texts: as in `contrast`.
+        blocks: as in `contrast`; their masks are asked for once a tile.
+        dims: ascending sizes of the prefixes.
+        dim_weights: one a size.
+        scale: as there, a number.
+        strength: this and those after it as there.
+
+    Returns:
+        The weighted sum over sizes (scalar, differentiable once), the losses (sizes,) and the `active` counts (sizes,).
+    """
+    gradients = {role: torch.zeros_like(t) for role, t in texts.items() if t.requires_grad and torch.is_grad_enabled()}
+    with torch.no_grad():
+        prefixes = Prefixes({role: t.detach() for role, t in texts.items()}, gradients, dims, dim_weights, scale)
+        losses, active = _over_tiles(
+            texts, blocks, prefixes.product, strength / scale, bool(gradients), begin, end, divisor, weights, tile, len(dims)
+        )
+        prefixes.finish()
+    total, bad = losses @ losses.new_tensor(dim_weights), nan_unless_finite(*texts.values())
+    known = [(texts[role], g) for role, g in gradients.items()]
+    return (with_gradients(total, *known) if known else total) + bad, losses + bad, active
+
+
+def _over_tiles(
+    texts: Mapping[str, Tensor],
+    blocks: Sequence[Block],
+    product: Callable[[str, str, int, int], Product],
+    boost: float | Tensor,
+    backward: bool,
+    begin: int,
+    end: int | None,
+    divisor: float | None,
+    weights: Tensor | None,
+    tile: int | None,
+    levels: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The losses of all levels and their `active` counts, (levels,) each; the products take the gradients. See `contrast`.
+
+    Args:
+        product: what gives the logits of a block's rows, first to last.
+        boost: what similarities are multiplied by for a boost of their logits.
+        backward: whether gradients are wanted.
+    """
+    some = texts[blocks[0].left]
+    end = len(some) if end is None else end
+    blocks = [block if levels == 1 else block.remembering() for block in blocks if len(texts[block.right])]
+    groups = 1 + max((block.group for block in blocks), default=0)
+    columns = max((len(texts[block.right]) for block in blocks), default=1)
+    tile = tile or min(max(TILE_ELEMENTS // columns, TILE_ROWS), 1024)
+    share = 1 / (groups * max(float(end - begin if divisor is None else divisor), 1e-9))
+    losses, active = some.new_zeros(2, levels)
+    for start in range(begin, end, tile):
+        stop = min(start + tile, end)
+        part: float | Tensor = share if weights is None else weights[start - begin : stop - begin].to(some) * share
+        twins = _transposes(blocks, {role for role, text in texts.items() if start == 0 and stop == len(text)})
+        products = {i: product(block.left, block.right, start, stop) for i, block in enumerate(blocks) if i not in twins}
+        for level in range(levels):
+            tiles: list[Tensor] = []
+            for i in range(len(blocks)):
+                tiles.append(tiles[twins[i]].T.clone() if i in twins else products[i].logits(level))
+            loss, learning = _softmax(blocks, groups, tiles, boost, part, start, stop, backward)
+            losses[level] += loss
+            active[level] += learning
+            for i, of in twins.items() if backward else ():
+                tiles[of].add_(tiles[i].T)
+            for i in products if backward else ():
+                products[i].take(level, tiles[i])
+        while products and backward:
+            products.popitem()[1].finish()
+        del tiles, products  # before the next tile is made
+    return losses, active
+
+
+def _transposes(blocks: Sequence[Block], whole: set[str]) -> dict[int, int]:
+    """Blocks whose logits are the transpose of an earlier one's, which that is.
+
+    Args:
+        blocks: the candidates.
+        whole: the roles whose texts all fit into the tile.
+    """
+    found: dict[int, int] = {}
+    for i, block in enumerate(blocks):
+        for j in range(i):
+            turned = (blocks[j].right, blocks[j].left) == (block.left, block.right) != (block.right, block.left)
+            if turned and j not in found and whole.issuperset((block.left, block.right)):
+                found.setdefault(i, j)
+    return found
+
+
+def _softmax(
+    blocks: Sequence[Block],
+    groups: int,
+    tiles: Sequence[Tensor],
+    boost: float | Tensor,
+    part: float | Tensor,
     start: int,
     stop: int,
-    gradients: Mapping[str, Tensor],
-    scale: float | Tensor,
-) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """The logits of a tile, and what adds their gradient to those of the texts and of the factor (its name is "").
-
-    `scale` is the factor as it came. With "dot" a number goes into the matrix products, and a tensor into no gradient.
-    """
-    left, right = texts[block.left].detach()[start:stop], texts[block.right].detach()
-    if name == "dot":
-        alpha = 1.0 if isinstance(scale, Tensor) else scale
-
-        def pull(g: Tensor) -> None:
-            if block.left in gradients:
-                gradients[block.left][start:stop].addmm_(g, right, alpha=alpha)
-            if block.right in gradients:
-                gradients[block.right].addmm_(g.T, left, alpha=alpha)
-
-        return (left @ right.T).mul_(factor), pull
-    leaves = [t.requires_grad_(role in gradients) for t, role in ((left, block.left), (right, block.right))]
-    with torch.enable_grad():
-        found = matrix(name, left, right)
-
-    def pull_through(g: Tensor) -> None:
-        if "" in gradients:
-            gradients[""].add_((g * found.detach()).sum())
-        if not found.requires_grad:
-            return
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        for leaf, d in zip(wanted, torch.autograd.grad(found, wanted, g * factor), strict=True):
-            (gradients[block.left][start:stop] if leaf is left else gradients[block.right]).add_(d)
-
-    return found.detach() * factor, pull_through
+    backward: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss of a tile's rows and how many had another candidate; the blocks' logits (`tiles`) become their gradients."""
+    lowest = torch.finfo(tiles[0].dtype).min  # finite, so that a row without candidates has the sum 0 rather than NaN
+    positive, shared = tiles[0], None
+    sums: list[list[Tensor]] = [[] for _ in range(groups)]
+    highest = []
+    for i, (block, z) in enumerate(zip(blocks, tiles, strict=True)):
+        if i == 0 and block.positives is None:
+            positive = z.diagonal(start).clone()  # never boosted
+        elif block.positives is not None:
+            own = block.positives(start, stop)
+            shared = z.masked_fill(~own, -math.inf)
+            positive = shared.logsumexp(1)
+            z.masked_fill_(own, -math.inf)
+        if block.boosted is not None and boost:
+            z += z * block.boosted(start, stop) * boost
+        if block.diagonal != "candidate":
+            z.diagonal(start).fill_(-math.inf)
+        if block.excluded is not None:
+            z.masked_fill_(block.excluded(start, stop), -math.inf)
+        highest.append(z.amax(1).clamp_(min=lowest))
+        z.sub_(highest[-1][:, None]).exp_()
+        sums[block.group].append(highest[-1] + z.sum(1).log())
+    gap = torch.stack([group[0] if len(group) == 1 else torch.stack(group).logsumexp(0) for group in sums]) - positive
+    rows = torch.logaddexp(gap, torch.zeros_like(gap))
+    for block, g, largest in zip(blocks, tiles, highest, strict=True) if backward else ():
+        g *= ((largest - positive - rows[block.group]).exp() * part)[:, None]
+        surely = gap[block.group].sigmoid() * part
+        if block.positives is not None and shared is not None:
+            g -= surely[:, None] * (shared - positive[:, None]).exp_()
+        elif block.diagonal == "positive":
+            g.diagonal(start).copy_(-surely)
+    loss = rows.sum() * part if isinstance(part, float) else (rows * part).sum()
+    return loss, (gap != -math.inf).any(0).sum()
 
 
 def nan_unless_finite(*tensors: Tensor) -> Tensor:

@@ -155,6 +155,25 @@ class Loss(nn.Module):
             A scalar, a mapping of named terms that are summed, or a `LossOutput`.
         """
 
+    def compute_prefixes(
+        self, emb: Embeddings, labels: Any, dims: Sequence[int], weights: Sequence[float]
+    ) -> tuple[Tensor, Sequence[LossOutput]] | None:
+        """The loss on the first coordinates of the embeddings, normalised, for several sizes: what `matryoshka` asks for first.
+
+        Worth writing where all sizes together cost less than one call each. It stands for the `compute` of its class or of a
+        base: a subclass that writes its own `compute` has none again until it writes this one, too.
+
+        Args:
+            emb: whole embeddings.
+            labels: as in `compute`.
+            dims: ascending sizes, none above that of the embeddings.
+            weights: one a size.
+
+        Returns:
+            The weighted sum, which is differentiated, and every size's output, detached; None: call the loss once a size.
+        """
+        return None
+
     # -- for subclasses --------------------------------------------------------------------------------------------------
     if TYPE_CHECKING:
 
@@ -270,6 +289,13 @@ class Loss(nn.Module):
                 raise EmbedlossError("E105", f"the label of row {row + 1} of this batch is not finite; '{name}' cannot use it.")
             tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
         return tensor
+
+    def prefixes(
+        self, emb: Embeddings, labels: Any, dims: Sequence[int], weights: Sequence[float]
+    ) -> tuple[Tensor, Sequence[LossOutput]] | None:
+        """`compute_prefixes` if it stands for this class's `compute`, else None."""
+        first = next(c for c in type(self).__mro__ if {"compute", "compute_prefixes"} & vars(c).keys())
+        return self.compute_prefixes(emb, labels, dims, weights) if "compute_prefixes" in vars(first) else None
 
     # -- as an expression --------------------------------------------------------------------------------------------------
     def parameters_of_expression(self) -> dict[str, Any]:

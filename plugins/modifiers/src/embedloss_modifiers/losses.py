@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -55,13 +56,20 @@ class _Dims(Modifier):
     def _truncated(self, emb: Embeddings, labels: Any) -> LossOutput:
         self._check_width(emb.own(emb.roles[0]).shape[-1], "the embeddings have")
         vectors = self._vectors(emb, labels)
-        weights = self.weights or [1.0] * len(self.dims)
-        parts = []
-        for i in sample(len(self.dims), self.n_dims_per_step, emb.generator(f"matryoshka/layer {emb.layer}")):
-            dim = self.dims[i]
-            wanted = labels if vectors is None else truncate(vectors, dim)
-            parts.append((weights[i], f"{self.spec.name}/{dim}", self.loss(emb.map(partial(truncate, dim=dim)), wanted)))
-        return LossOutput.weighted(parts)
+        weights = dict(zip(self.dims, self.weights or [1.0] * len(self.dims), strict=True))
+        drawn = sample(len(self.dims), self.n_dims_per_step, emb.generator(f"matryoshka/layer {emb.layer}"))
+        dims = [self.dims[i] for i in drawn]
+        ascending = sorted(dims)
+        found = self.loss.prefixes(emb, labels, ascending, [weights[dim] for dim in ascending]) if len(dims) > 1 else None
+        if found is not None:
+            outputs = dict(zip(ascending, found[1], strict=True))
+        else:
+            outputs = {
+                dim: self.loss(emb.map(partial(truncate, dim=dim)), labels if vectors is None else truncate(vectors, dim))
+                for dim in dims
+            }
+        output = LossOutput.weighted((weights[dim], f"{self.spec.name}/{dim}", outputs[dim]) for dim in dims)
+        return output if found is None else replace(output, total=found[0])
 
     def _vectors(self, emb: Embeddings, labels: Any) -> Tensor | None:
         """The labels if they are declared to be a teacher's vectors, which are truncated as the embeddings are."""

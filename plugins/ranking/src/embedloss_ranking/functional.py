@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from embedloss.contrast import Block, contrast, nan_unless_finite
+from embedloss.contrast import Block, contrast, contrast_prefixes, nan_unless_finite
 from embedloss.in_batch import Mask, Masks, any_of
 from embedloss.similarity import unit
 
@@ -40,7 +40,8 @@ def multiple_negatives_ranking(
     divisor: float | None = None,
     weights: Tensor | None = None,
     tile: int | None = None,
-) -> tuple[Tensor, Tensor]:
+    prefixes: tuple[Sequence[int], Sequence[float]] | None = None,
+) -> tuple[Tensor, ...]:
     """InfoNCE over the batch (van den Oord et al. 2018, 1807.03748; Henderson et al. 2017, 1705.00652).
 
     Args:
@@ -62,9 +63,14 @@ def multiple_negatives_ranking(
         divisor: see `contrast`.
         weights: see `contrast`.
         tile: see `contrast`.
+        prefixes: ascending sizes to which all texts are cut and then normalised, and their weights.
 
     Returns:
-        The loss and the number of scored rows that had a negative.
+        The loss and the number of scored rows that had a negative. With `prefixes`: the weighted sum of the losses, the losses
+        and these numbers, both (sizes,).
+
+    Raises:
+        ValueError: `prefixes` with a distance or a scale that is trained.
     """
     texts = {"anchor": anchors, "positive": positives} | ({} if negatives is None else {"negative": negatives})
 
@@ -100,8 +106,12 @@ def multiple_negatives_ranking(
             excluded = any_of(not_own[direction], masks(left, "negative"))
             blocks.append(Block(left, "negative", group, "candidate", excluded, hard_boost if left == "anchor" else None))
     strength = hardness_strength if hardness_mode else 0.0
-    span = {"begin": begin, "end": end, "divisor": divisor, "weights": weights, "tile": tile}
-    return contrast(texts, blocks, scale=scale, strength=strength, similarity=similarity, **span)  # type: ignore[arg-type]
+    span: dict[str, Any] = {"begin": begin, "end": end, "divisor": divisor, "weights": weights, "tile": tile}
+    if prefixes is None:
+        return contrast(texts, blocks, scale=scale, strength=strength, similarity=similarity, **span)
+    if isinstance(scale, Tensor) or similarity not in ("cosine", "dot"):
+        raise ValueError("prefixes are compared by cosine, with a scale that is a number")
+    return contrast_prefixes(texts, blocks, *prefixes, scale=scale, strength=strength, **span)
 
 
 def listwise_softmax(

@@ -77,23 +77,45 @@ class _InBatch(InBatchLoss):
             loss = loss + nan_unless_finite(*(judge.pool(role) for role in emb.roles)).to(loss.dtype)
         return LossOutput.of(loss, active=active / max(len(emb), 1))
 
-    def ranked(self, emb: Embeddings, **settings: Any) -> LossOutput:
-        """The in-batch softmax with this loss's masks."""
+
+class _InBatchSoftmax(_InBatch):
+    """What those of them share that are a softmax."""
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `multiple_negatives_ranking` that are this loss's own."""
+        raise NotImplementedError
+
+    def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
+        """The loss and `active`, the share of rows that have a candidate beside the positive."""
+        loss, active = self._ranked(emb)
+        return self.output(loss, active, emb)
+
+    def compute_prefixes(
+        self, emb: Embeddings, labels: Tensor | None, dims: Sequence[int], weights: Sequence[float]
+    ) -> tuple[Tensor, Sequence[LossOutput]] | None:
+        """All sizes in one pass over the rows, unless a judge is cut with the embeddings or a distance is asked for."""
+        if self.guide == "self" or self.similarity_fct not in ("cosine", "dot"):
+            return None
+        total, losses, active = self._ranked(emb, prefixes=(dims, weights))
+        outputs = [self.output(loss, count, emb) for loss, count in zip(losses, active, strict=True)]
+        return self.output(total, active[0], emb).total, outputs
+
+    def _ranked(self, emb: Embeddings, **prefixes: Any) -> tuple[Tensor, ...]:
         hard = "negative" in emb
-        loss, active = F.multiple_negatives_ranking(
+        return F.multiple_negatives_ranking(
             emb.pool("anchor"),
             emb.pool("positive"),
             emb.pool("negative") if hard else None,
             emb.pool_rows_of("negative") if hard else None,
             masks=self.masks(emb),
             shared=self.shared(emb),
-            **settings,
+            **self.settings(),
             **self.span(emb),
+            **prefixes,
         )
-        return self.output(loss, active, emb)
 
 
-class MultipleNegativesRankingLoss(_InBatch):
+class MultipleNegativesRankingLoss(_InBatchSoftmax):
     """Score each anchor's positive above all other documents of the batch (InfoNCE, in-batch negatives).
 
     With several processes each scores its own rows against the texts of all. The sum over own rows is divided by (rows of
@@ -158,20 +180,27 @@ class MultipleNegativesRankingLoss(_InBatch):
         if hardness_mode is not None and hardness_strength == 0:
             warnings.warn(f"hardness_mode={hardness_mode!r} has no effect while hardness_strength is 0", stacklevel=2)
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `multiple_negatives_ranking` that are this loss's own."""
+        return {
+            "scale": self.scale,
+            "similarity": self.similarity_fct,
+            "directions": self.directions,
+            "per_direction": self.partition_mode == "per_direction",
+            "hardness_mode": self.hardness_mode,
+            "hardness_strength": self.hardness_strength,
+            "own_negatives_count": self.negatives != "in-batch",
+        }
+
     def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
         """The loss and `active`, the share of rows that have a negative."""
-        if self.negatives == "own":
-            return self._own_negatives(emb)
-        return self.ranked(
-            emb,
-            scale=self.scale,
-            similarity=self.similarity_fct,
-            directions=self.directions,
-            per_direction=self.partition_mode == "per_direction",
-            hardness_mode=self.hardness_mode,
-            hardness_strength=self.hardness_strength,
-            own_negatives_count=self.negatives != "in-batch",
-        )
+        return self._own_negatives(emb) if self.negatives == "own" else super().compute(emb, labels)
+
+    def compute_prefixes(
+        self, emb: Embeddings, labels: Tensor | None, dims: Sequence[int], weights: Sequence[float]
+    ) -> tuple[Tensor, Sequence[LossOutput]] | None:
+        """As the other in-batch losses, unless only own negatives are asked for."""
+        return None if self.negatives == "own" else super().compute_prefixes(emb, labels, dims, weights)
 
     def _own_negatives(self, emb: Embeddings) -> LossOutput:
         if "negative" not in emb:
@@ -225,7 +254,7 @@ class CachedMultipleNegativesSymmetricRankingLoss(_Cached, MultipleNegativesSymm
     spec = plugin.CACHED_MULTIPLE_NEGATIVES_SYMMETRIC_RANKING
 
 
-class GISTEmbedLoss(_InBatch):
+class GISTEmbedLoss(_InBatchSoftmax):
     """In-batch softmax without the candidates that a frozen guide finds closer than the positive.
 
     Args:
@@ -263,10 +292,10 @@ class GISTEmbedLoss(_InBatch):
             raise ValueError("guide must name a model (a folder or hub id), be an Encoder, or be 'self'")
         self.keep(locals(), temperature=positive)
 
-    def compute(self, emb: Embeddings, labels: Tensor | None) -> LossOutput:
-        """The loss and `active`, the share of rows that kept a candidate beside the positive."""
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `multiple_negatives_ranking` that are this loss's own."""
         further = {"query_to_query": self.contrast_anchors, "positive_to_positive": self.contrast_positives}
-        return self.ranked(emb, scale=1 / self.temperature, directions=[name for name, wanted in further.items() if wanted])
+        return {"scale": 1 / self.temperature, "directions": [name for name, wanted in further.items() if wanted]}
 
 
 class CachedGISTEmbedLoss(_Cached, GISTEmbedLoss):
