@@ -82,6 +82,20 @@ def test_known_gradients():
     assert y.grad.tolist() == [12, 15]
 
 
+def test_known_gradients_are_nobody_elses():
+    x, known = torch.randn(3, requires_grad=True), torch.tensor([1.0, 2, 3])
+    value = with_gradients(torch.tensor(2.0), (x, known))
+    value.backward(retain_graph=True)
+    x.grad.add_(10)  # as clipping and accumulation do
+    value.backward(retain_graph=True)
+    assert x.grad.tolist() == [12, 14, 16]
+    x.grad = None
+    value.backward()
+    x.grad.mul_(5)
+    assert x.grad.tolist() == [5, 10, 15]
+    assert known.tolist() == [1, 2, 3]
+
+
 def test_means_and_shares():
     x = torch.tensor([[1.0, 2], [3, 4]])
     assert Helped()(Embeddings.of(anchor=x, positive=x)).total == 5

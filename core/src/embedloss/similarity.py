@@ -67,7 +67,8 @@ def unit(x: Tensor) -> Tensor:
     return found
 
 
-def _inverse_norm(x: Tensor) -> Tensor:
+def inverse_norm(x: Tensor) -> Tensor:
+    """One over the norm of rows, 0 where `unit` gives 0. (..., dim) -> (..., 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(norm <= EPSILON, 0.0, 1 / norm.clamp(min=EPSILON))
 
@@ -77,7 +78,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        inverse = _inverse_norm(x)
+        inverse = inverse_norm(x)
         ctx.save_for_backward(x, inverse)
         return x * inverse
 
@@ -85,7 +86,7 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         x, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative needs to know how it depends on x
-            inverse = _inverse_norm(x)
+            inverse = inverse_norm(x)
         along = (upstream[0] * x).sum(-1, keepdim=True) * inverse.pow(2)
         found: Tensor = torch.addcmul(upstream[0], x, along, value=-1) * inverse
         return found
@@ -96,7 +97,7 @@ class _Cosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        inverses = _inverse_norm(x), _inverse_norm(y)
+        inverses = inverse_norm(x), inverse_norm(y)
         cosine = (x * y).sum(-1, keepdim=True) * inverses[0] * inverses[1]
         ctx.save_for_backward(x, y, *inverses, cosine)
         return cosine.squeeze(-1)
@@ -105,7 +106,7 @@ class _Cosine(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y, inverse_x, inverse_y, cosine = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative needs to know how they depend on x and y
-            inverse_x, inverse_y = _inverse_norm(x), _inverse_norm(y)
+            inverse_x, inverse_y = inverse_norm(x), inverse_norm(y)
             cosine = (x * y).sum(-1, keepdim=True) * inverse_x * inverse_y
         g = upstream[0][..., None]
         across, along = g * inverse_x * inverse_y, g * cosine
