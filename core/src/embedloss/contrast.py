@@ -19,7 +19,7 @@ from torch import Tensor
 from embedloss.autograd import with_gradients
 from embedloss.in_batch import Mask
 from embedloss.products import Dot, Prefixes, Product, Through
-from embedloss.similarity import inverse_norm
+from embedloss.similarity import across_norm, inverse_norm
 
 TILE_ELEMENTS = 2**20  # of one (tile x columns) matrix
 TILE_ROWS = 128  # at least: fewer would spend their time on adding to the gradient of all columns
@@ -90,37 +90,30 @@ def contrast(
         The loss (scalar, differentiable once) and the number of scored rows that had any candidate beside the positive.
     """
     some, inverses = texts[blocks[0].left], dict[str, Tensor]()
-    factor = torch.as_tensor(scale, dtype=some.dtype, device=some.device)
-    inputs = {"": factor, **texts}
-    texts = {role: t.detach() for role, t in texts.items()}
+    inputs = {"": torch.as_tensor(scale, dtype=some.dtype, device=some.device), **texts}
+    factor, texts = inputs[""].detach(), {role: t.detach() for role, t in texts.items()}
     if similarity == "cosine":
-        similarity, inverses = "dot", {role: inverse_norm(t) for role, t in texts.items()}
-        texts = {role: t * inverses[role] for role, t in texts.items()}
-    joint = similarity == "dot" and isinstance(scale, Tensor)  # the factor is left out of the gradients until the end
-    every = joint and factor.requires_grad  # the factor's gradient is made of those of all texts
-    gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if (t.requires_grad or every) and torch.is_grad_enabled()}
-    alpha = 1.0 if isinstance(scale, Tensor) else scale  # a number goes into the matrix products
+        similarity, inverses = "dot", {role: inverse_norm(t).squeeze(1) for role, t in texts.items()}
+    joint = similarity == "dot" and inputs[""].requires_grad  # the factor's gradient is made of those of all texts
+    gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if (t.requires_grad or joint) and torch.is_grad_enabled()}
 
     def product(left_role: str, right_role: str, start: int, stop: int) -> Product:
         left, right = texts[left_role][start:stop], texts[right_role]
         of_left, of_right = gradients.get(left_role), gradients.get(right_role)
         of_left = None if of_left is None else of_left[start:stop]
         if similarity == "dot":
-            return Dot(left, right, factor.detach(), alpha, of_left, of_right)
-        return Through(similarity, left, right, factor.detach(), gradients.get(""), of_left, of_right)
+            norms = (inverses[left_role][start:stop], inverses[right_role]) if inverses else None
+            return Dot(left, right, factor, of_left, of_right, norms)
+        return Through(similarity, left, right, factor, gradients.get(""), of_left, of_right)
 
     with torch.no_grad():
         losses, active = _over_tiles(
-            texts, blocks, product, strength / factor.detach(), bool(gradients), begin, end, divisor, weights, tile
+            texts, blocks, product, strength / factor, bool(gradients), begin, end, divisor, weights, tile
         )
-        if joint:
-            for role, text in texts.items() if "" in gradients else ():  # each product counts for its left and its right texts
-                gradients[""].add_(torch.dot(gradients[role].flatten(), text.flatten()), alpha=0.5)
-            for role in gradients.keys() - {""}:
-                gradients[role].mul_(factor)
-        for role in gradients.keys() & inverses.keys():  # from those of the unit vectors, where these are no longer wanted
-            along = torch.linalg.vecdot(gradients[role], texts[role])
-            gradients[role].addcmul_(texts[role], along[:, None], value=-1).mul_(inverses[role])
+        for role, text in texts.items() if joint and gradients else ():  # each product counts for its left and its right texts
+            gradients[""].add_(torch.dot(gradients[role].flatten(), text.flatten()) / factor, alpha=0.5)
+        for role in gradients.keys() & inverses.keys():  # cosines do not change along a text
+            across_norm(gradients[role], texts[role], inverses[role])
     known = [(inputs[k], g) for k, g in gradients.items() if inputs[k].requires_grad]
     return (with_gradients(losses[0], *known) if known else losses[0]) + nan_unless_finite(*texts.values()), active[0]
 

@@ -25,37 +25,48 @@ class Product(Protocol):
 
 
 class Dot:
-    """Dot products times a factor.
+    """Dot products, or cosines, times a factor.
 
     Args:
         left: (rows, dim) of the tile.
         right: (texts, dim).
-        factor: what logits are multiplied by.
-        alpha: what gradients are multiplied by.
+        factor: what they are multiplied by.
         of_left: where their gradient is added, of the shape of `left`; None: nowhere.
         of_right: the same of `right`.
+        inverse_norms: of the rows of both, (rows,) and (texts,), for cosines; the gradients take these for constants.
     """
 
     def __init__(
-        self, left: Tensor, right: Tensor, factor: Tensor, alpha: float, of_left: Tensor | None, of_right: Tensor | None
+        self,
+        left: Tensor,
+        right: Tensor,
+        factor: float | Tensor,
+        of_left: Tensor | None,
+        of_right: Tensor | None,
+        inverse_norms: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.left, self.right, self.factor, self.alpha = left, right, factor, alpha
-        self.of_left, self.of_right = of_left, of_right
+        self.left, self.right, self.of_left, self.of_right = left, right, of_left, of_right
+        self.factors = [factor] if inverse_norms is None else [(inverse_norms[0] * factor)[:, None], inverse_norms[1]]
 
     def logits(self, level: int) -> Tensor:
         """As in `Product`."""
-        return (self.left @ self.right.T).mul_(self.factor)
+        return self._times_factors(self.left @ self.right.T)
 
     def take(self, level: int, gradient: Tensor) -> None:
         """As in `Product`."""
-        self.gradient = gradient
+        self.gradient = self._times_factors(gradient)
+
+    def _times_factors(self, x: Tensor) -> Tensor:
+        for factor in self.factors:
+            x.mul_(factor)
+        return x
 
     def finish(self) -> None:
         """As in `Product`."""
         if self.of_left is not None:
-            self.of_left.addmm_(self.gradient, self.right, alpha=self.alpha)
+            self.of_left.addmm_(self.gradient, self.right)
         if self.of_right is not None:
-            self.of_right.addmm_(self.gradient.T, self.left, alpha=self.alpha)
+            self.of_right.addmm_(self.gradient.T, self.left)
 
 
 class Through:
