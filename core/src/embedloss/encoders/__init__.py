@@ -3,7 +3,7 @@
 Everything here reads and writes the folder layout of sentence-transformers.
 """
 
-from embedloss.encoders.base import Encoder, encode_chunks, plan_chunks, training_chunk
+from embedloss.encoders.base import Encoder, encode_chunks, encode_parts, plan_chunks, training_chunk
 from embedloss.encoders.bi import BiEncoder
 from embedloss.encoders.card import write_card
 from embedloss.encoders.cross import CrossEncoder, PairProcessor
@@ -21,6 +21,7 @@ __all__ = [
     "TextProcessor",
     "Tokens",
     "encode_chunks",
+    "encode_parts",
     "kind_of",
     "load_encoder",
     "new_static_encoder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -260,19 +261,41 @@ def encode_chunks(
     Returns:
         (texts, dimension), or a list of them, one a layer.
     """
+    (results,) = encode_parts(encoder, chunks, place, [len(place)], recompute=recompute, layers=layers)
+    return results if layers else results[0]
+
+
+def encode_parts(
+    encoder: nn.Module,
+    chunks: list[dict[str, Tensor]],
+    place: Tensor,
+    sizes: Sequence[int],
+    *,
+    recompute: bool = False,
+    layers: bool = False,
+) -> list[list[Tensor]]:
+    """`encode_chunks` for texts that are wanted apart, as those of several roles are.
+
+    Args:
+        encoder: this and those without a line as there.
+        sizes: of the parts, in order; they sum to the number of texts.
+
+    Returns:
+        Of each part a list of (texts, dimension), one a layer.
+    """
     place = place.to(chunks[0]["input_ids"].device)
     encode = partial(_encode, encoder, layers)
     recompute = recompute and torch.is_grad_enabled()
     if recompute and Recomputed.suits(encoder, chunks):
-        results = Recomputed(encoder, encode, chunks, place).embeddings()
-    else:
-        lookups = shared_lookups(encoder) if len(chunks) > 1 else None
-        again = len(chunks) - 1 if recompute else 0
-        outputs = [checkpoint(encode, chunk, lookups, use_reentrant=False) for chunk in chunks[:again]]
-        with lean(encoder) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else nullcontext():
-            outputs += [encode(chunk, lookups) for chunk in chunks[again:]]
-        results = [torch.cat(parts).index_select(0, place) for parts in zip(*outputs, strict=True)]
-    return results if layers else results[0]
+        return Recomputed(encoder, encode, chunks, place, sizes).embeddings()
+    lookups = shared_lookups(encoder) if len(chunks) > 1 else None
+    again = len(chunks) - 1 if recompute else 0
+    outputs = [checkpoint(encode, chunk, lookups, use_reentrant=False) for chunk in chunks[:again]]
+    with lean(encoder) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else nullcontext():
+        outputs += [encode(chunk, lookups) for chunk in chunks[again:]]
+    results = [torch.cat(parts).index_select(0, place) for parts in zip(*outputs, strict=True)]
+    ends = list(accumulate(sizes))
+    return [[layer[begin:end] for layer in results] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _encode(encoder: nn.Module, layers: bool, chunk: dict[str, Tensor], lookups: Lookups | None) -> list[Tensor]:

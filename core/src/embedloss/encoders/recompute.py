@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,17 +28,22 @@ class Recomputed:
         encode: embeddings of one chunk, a list of (texts, dimension).
         chunks: the padded chunks, on the encoder's device.
         place: (texts,) the row of each text among all encoded, chunk after chunk; on the same device.
+        sizes: of the parts into which the texts are given back, in order.
     """
 
     def __init__(
-        self, encoder: nn.Module, encode: Callable[[Chunk, Lookups | None], list[Tensor]], chunks: list[Chunk], place: Tensor
+        self,
+        encoder: nn.Module,
+        encode: Callable[[Chunk, Lookups | None], list[Tensor]],
+        chunks: list[Chunk],
+        place: Tensor,
+        sizes: Sequence[int],
     ) -> None:
-        self.encoder, self.encode, self.chunks, self.place = encoder, encode, chunks, place
+        self.encoder, self.encode, self.chunks, self.sizes = encoder, encode, chunks, sizes
         self.parameters = [p for p in encoder.parameters() if p.requires_grad]
         # The gradients of a backward pass within the backward pass gather here: somebody may listen to the parameters.
         self.leaves = [nn.Parameter(p.detach()) for p in self.parameters]
-        ends = torch.tensor([len(chunk["input_ids"]) for chunk in chunks]).cumsum(0).tolist()
-        self.rows = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        self.places = _places([len(chunk["input_ids"]) for chunk in chunks], place, sizes)
         self.device = place.device.type
         self.precision = {
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted({self.device, "cpu"})
@@ -56,33 +61,33 @@ class Recomputed:
         padded = all(chunk["input_ids"].ndim == 2 for chunk in chunks)
         return plain and padded and len(chunks) > 1 and bool(trained)
 
-    def embeddings(self) -> list[Tensor]:
-        """What `encode` gives, of all texts."""
-        return list(_Recomputed.apply(self, *self.parameters))  # type: ignore[no-untyped-call]
+    def embeddings(self) -> list[list[Tensor]]:
+        """What `encode` gives, layer by layer for each part of the texts."""
+        found: tuple[Tensor, ...] = _Recomputed.apply(self, *self.parameters)  # type: ignore[no-untyped-call]
+        layers = len(found) // len(self.sizes)
+        return [list(found[begin : begin + layers]) for begin in range(0, len(found), layers)]
 
     def forward(self) -> tuple[Tensor, ...]:
-        """The embeddings; keeps the graph of the last chunk, whose backward pass comes first."""
-        found: list[Tensor] = []
+        """The embeddings, part by part; keeps the graph of the last chunk, whose backward pass comes first."""
+        found: list[list[Tensor]] = []
         with self._leaves() as lookups:
-            for chunk, rows in zip(self.chunks, self.rows, strict=True):
-                state, last = random_state(self.device), rows is self.rows[-1]
+            for chunk, places in zip(self.chunks, self.places, strict=True):
+                state, last = random_state(self.device), places is self.places[-1]
                 same = self.random and all(map(torch.equal, state, self.random[-1]))
                 self.random.append(self.random[-1] if same else state)
                 if last:  # before torch 2.10, the casts of the weights that autocast kept from the other chunks have no graph
                     torch.clear_autocast_cache()
                 made = self._graph(chunk, lookups) if last else self.encode(chunk, lookups)
                 if not found:
-                    found = [layer.new_empty(self.rows[-1].stop, *layer.shape[1:]) for layer in made]
-                for layer, part in zip(found, made, strict=True):
-                    layer[rows] = part.detach()
+                    found = [[layer.new_empty(size, *layer.shape[1:]) for layer in made] for size in self.sizes]
+                for part, texts, rows in places:
+                    for whole, layer in zip(found[part], made, strict=True):
+                        whole.index_copy_(0, texts, layer.detach().index_select(0, rows))
         self.kept = made
-        return tuple(layer.index_select(0, self.place) for layer in found)
+        return tuple(layer for part in found for layer in part)
 
     def backward(self, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The parameters' gradients from those of the embeddings, None where a layer was not used."""
-        by_row = [
-            None if g is None else g.new_zeros(self.rows[-1].stop, *g.shape[1:]).index_add_(0, self.place, g) for g in gradients
-        ]
         kept, self.kept = self.kept, None
         before = random_state(self.device)
         try:
@@ -90,9 +95,12 @@ class Recomputed:
                 for number in reversed(range(len(self.chunks))):
                     made = self._again(number, lookups) if kept is None else kept
                     kept = None
-                    rows = self.rows[number]
                     # A layer below all that is trained has no graph.
-                    pairs = [(m, g[rows]) for m, g in zip(made, by_row, strict=True) if g is not None and m.requires_grad]
+                    pairs = [
+                        (layer, self._gradient(layer, number, gradients[i :: len(made)]))
+                        for i, layer in enumerate(made)
+                        if layer.requires_grad and any(g is not None for g in gradients[i :: len(made)])
+                    ]
                     del made
                     if pairs:
                         torch.autograd.backward([m for m, _ in pairs], [g for _, g in pairs])
@@ -102,6 +110,14 @@ class Recomputed:
         found = [leaf.grad for leaf in self.leaves]
         for leaf in self.leaves:
             leaf.grad = None  # the one reference left lets the parameter take it over without a copy
+        return found
+
+    def _gradient(self, layer: Tensor, number: int, by_part: Sequence[Tensor | None]) -> Tensor:
+        found = torch.zeros_like(layer)
+        for part, texts, rows in self.places[number]:
+            g = by_part[part]
+            if g is not None:
+                found.index_add_(0, rows, g.index_select(0, texts))
         return found
 
     def _again(self, number: int, lookups: Lookups | None) -> list[Tensor]:
@@ -132,6 +148,27 @@ class Recomputed:
         finally:
             for parameters, name, parameter in replaced:
                 parameters[name] = parameter
+
+
+def _places(lengths: Sequence[int], place: Tensor, sizes: Sequence[int]) -> list[list[tuple[int, Tensor, Tensor]]]:
+    """Of each chunk: the parts that have texts of it, the places of these texts in the part, and their rows in the chunk.
+
+    Args:
+        lengths: texts of each chunk.
+        place: (texts,) as in `Recomputed`.
+        sizes: of the parts.
+    """
+    ends, sizes_ = torch.tensor(lengths).cumsum(0).to(place.device), torch.tensor(sizes)
+    part = torch.arange(len(sizes)).repeat_interleave(sizes_).to(place.device)
+    chunk = torch.searchsorted(ends, place, right=True)
+    text = torch.arange(len(place), device=place.device) - (sizes_.cumsum(0) - sizes_).to(place.device)[part]
+    row = place - (ends - torch.tensor(lengths).to(place.device))[chunk]
+    key = chunk * len(sizes) + part
+    order = key.argsort(stable=True)
+    counts = torch.bincount(key, minlength=len(lengths) * len(sizes)).tolist()
+    found = zip(torch.split(text[order], counts), torch.split(row[order], counts), strict=True)
+    of_chunks = [[(i, *next(found)) for i in range(len(sizes))] for _ in lengths]
+    return [[(i, texts, rows) for i, texts, rows in places if len(texts)] for places in of_chunks]
 
 
 class _Recomputed(torch.autograd.Function):

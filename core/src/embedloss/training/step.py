@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from embedloss.adapters.models import wrap_model
 from embedloss.distributed import world
 from embedloss.embeddings import Embeddings, Scores, StepContext, _Leaves
-from embedloss.encoders import Encoder, encode_chunks
+from embedloss.encoders import Encoder, encode_chunks, encode_parts
 from embedloss.errors import EmbedlossError
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements
 from embedloss.training.per_dataset import PerDataset
@@ -129,16 +129,15 @@ class TrainingStep(nn.Module):
 
     def _leaves(self, encoder: Encoder | None, batch: Mapping[str, Any], chunks: Mapping[str, Any], layers: bool) -> _Leaves:
         recompute = self.recompute and torch.is_grad_enabled()
-        encoded = (
-            chunks["embeddings"]
-            if encoder is None
-            else encode_chunks(encoder, chunks["chunks"], chunks["place"], recompute=recompute, layers=layers)
-        )
-        stack = encoded if isinstance(encoded, list) else [encoded]
-        parts = {role: [layer[begin:end] for layer in stack] for role, (begin, end) in batch["layout"].items()}
-        ids = {role: batch["text_ids"][begin:end] for role, (begin, end) in batch["layout"].items()}
+        layout = batch["layout"]
+        if encoder is None:
+            parts = [[chunks["embeddings"][begin:end]] for begin, end in layout.values()]
+        else:
+            sizes = [end - begin for begin, end in layout.values()]
+            parts = encode_parts(encoder, chunks["chunks"], chunks["place"], sizes, recompute=recompute, layers=layers)
+        ids = {role: batch["text_ids"][begin:end] for role, (begin, end) in layout.items()}
         return _Leaves(
-            parts,
+            dict(zip(layout, parts, strict=True)),
             dict(batch["rows"]),
             batch["count"],
             StepContext(self.seed, self.step),
