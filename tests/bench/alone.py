@@ -276,7 +276,7 @@ def section(
     sizes: tuple[int, ...] | None = None,
     rounds: int | None = None,
     threads: int = 2,
-    minutes: float = 6.0,
+    minutes: float = 25.0,
 ) -> str:
     """Its part of the page, as Markdown."""
     names, rounds = names or list(LOSSES), rounds or (1 if quick else 5)
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--sizes", help="numbers of rows, with commas")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=6.0, help="begin no point after so many")
+    parser.add_argument("--minutes", type=float, default=25.0, help="begin no point after so many")
     options = parser.parse_args()
     names = options.only.split(";") if options.only else None
     sizes = tuple(map(int, options.sizes.split(","))) if options.sizes else None

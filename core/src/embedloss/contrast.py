@@ -18,8 +18,8 @@ from torch import Tensor
 
 from embedloss.autograd import with_gradients
 from embedloss.in_batch import Mask
-from embedloss.products import Dot, Prefixes, Product, Through
-from embedloss.similarity import across_norm, inverse_norm
+from embedloss.products import Dot, Prefixes, Product, Through, across_norm
+from embedloss.similarity import inverse_norm
 
 TILE_ELEMENTS = 2**20  # of one (tile x columns) matrix
 TILE_ROWS = 128  # at least: fewer would spend their time on adding to the gradient of all columns

@@ -108,6 +108,21 @@ class Through:
                 total.add_(d)
 
 
+def across_norm(gradient: Tensor, x: Tensor, inverse: Tensor, rows: int = 1024) -> None:
+    """Subtract from each row of a gradient what lies along the row of x, in place.
+
+    Args:
+        gradient: (n, dim).
+        x: (n, dim).
+        inverse: (n,) one over the norms of x.
+        rows: looked at at a time.
+    """
+    for begin in range(0, len(x), rows):
+        g, part = gradient[begin : begin + rows], x[begin : begin + rows]
+        along = torch.linalg.vecdot(g, part) * inverse[begin : begin + rows].square()
+        g.addcmul_(part, along[:, None], value=-1)
+
+
 class Prefixes:
     """The texts of all roles cut to several sizes and normalised, so that a tile's cosines at every size cost one product.
 

@@ -73,21 +73,6 @@ def inverse_norm(x: Tensor) -> Tensor:
     return torch.where(norm <= EPSILON, 0.0, 1 / norm.clamp(min=EPSILON))
 
 
-def across_norm(gradient: Tensor, x: Tensor, inverse: Tensor, rows: int = 1024) -> None:
-    """Subtract from each row of a gradient what lies along the row of x, in place.
-
-    Args:
-        gradient: (n, dim).
-        x: (n, dim).
-        inverse: (n,) one over the norms of x.
-        rows: looked at at a time.
-    """
-    for begin in range(0, len(x), rows):
-        g, part = gradient[begin : begin + rows], x[begin : begin + rows]
-        along = torch.linalg.vecdot(g, part) * inverse[begin : begin + rows].square()
-        g.addcmul_(part, along[:, None], value=-1)
-
-
 class _Unit(torch.autograd.Function):
     """Less work and memory than what autograd makes of it; the backward pass is differentiable itself."""
 
