@@ -290,13 +290,6 @@ class Loss(nn.Module):
             tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
         return tensor
 
-    def prefixes(
-        self, emb: Embeddings, labels: Any, dims: Sequence[int], weights: Sequence[float]
-    ) -> tuple[Tensor, Sequence[LossOutput]] | None:
-        """`compute_prefixes` if it stands for this class's `compute`, else None."""
-        first = next(c for c in type(self).__mro__ if {"compute", "compute_prefixes"} & vars(c).keys())
-        return self.compute_prefixes(emb, labels, dims, weights) if "compute_prefixes" in vars(first) else None
-
     # -- as an expression --------------------------------------------------------------------------------------------------
     def parameters_of_expression(self) -> dict[str, Any]:
         """Constructor parameters that differ from their defaults, by name."""
@@ -340,6 +333,14 @@ class Loss(nn.Module):
 
 def _terms(loss: Loss) -> list[tuple[float | Schedule, Loss]]:
     return list(loss.terms) if isinstance(loss, WeightedSum) else [(1.0, loss)]
+
+
+def in_one_pass(
+    loss: Loss, emb: Embeddings, labels: Any, dims: Sequence[int], weights: Sequence[float]
+) -> tuple[Tensor, Sequence[LossOutput]] | None:
+    """`loss.compute_prefixes` if it stands for the loss's `compute`, else None: a subclass may have changed `compute` alone."""
+    first = next(c for c in type(loss).__mro__ if {"compute", "compute_prefixes"} & vars(c).keys())
+    return loss.compute_prefixes(emb, labels, dims, weights) if "compute_prefixes" in vars(first) else None
 
 
 def share_of(flags: Tensor) -> Tensor:

@@ -158,11 +158,12 @@ def _places(lengths: Sequence[int], place: Tensor, sizes: Sequence[int]) -> list
         place: (texts,) as in `Recomputed`.
         sizes: of the parts.
     """
-    ends, sizes_ = torch.tensor(lengths).cumsum(0).to(place.device), torch.tensor(sizes)
-    part = torch.arange(len(sizes)).repeat_interleave(sizes_).to(place.device)
+    of_chunk, of_part = (torch.tensor(counts, device=place.device) for counts in (lengths, sizes))
+    ends = of_chunk.cumsum(0)
     chunk = torch.searchsorted(ends, place, right=True)
-    text = torch.arange(len(place), device=place.device) - (sizes_.cumsum(0) - sizes_).to(place.device)[part]
-    row = place - (ends - torch.tensor(lengths).to(place.device))[chunk]
+    part = torch.arange(len(sizes), device=place.device).repeat_interleave(of_part, output_size=len(place))
+    row = place - (ends - of_chunk)[chunk]
+    text = torch.arange(len(place), device=place.device) - (of_part.cumsum(0) - of_part)[part]
     key = chunk * len(sizes) + part
     order = key.argsort(stable=True)
     counts = torch.bincount(key, minlength=len(lengths) * len(sizes)).tolist()

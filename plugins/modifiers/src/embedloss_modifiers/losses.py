@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from embedloss.embeddings import Embeddings, at_least_float32
-from embedloss.loss import Loss, LossOutput, ModelInfo, Modifier, Requirements
+from embedloss.loss import Loss, LossOutput, ModelInfo, Modifier, Requirements, in_one_pass
 from embedloss.validate import callable_or, is_whole, must_be, one_of, whole
 from embedloss_modifiers.functional import LAYER_WEIGHTINGS, layer_weight, sample, self_distillation, truncate
 from embedloss_modifiers.plugin import ADAPTIVE_LAYER, MATRYOSHKA, MATRYOSHKA_2D
@@ -60,7 +60,7 @@ class _Dims(Modifier):
         drawn = sample(len(self.dims), self.n_dims_per_step, emb.generator(f"matryoshka/layer {emb.layer}"))
         dims = [self.dims[i] for i in drawn]
         ascending = sorted(dims)
-        found = self.loss.prefixes(emb, labels, ascending, [weights[dim] for dim in ascending]) if len(dims) > 1 else None
+        found = in_one_pass(self.loss, emb, labels, ascending, [weights[dim] for dim in ascending]) if len(dims) > 1 else None
         if found is not None:
             outputs = dict(zip(ascending, found[1], strict=True))
         else:
