@@ -293,8 +293,9 @@ def section(
                 print(made, file=sys.stderr, flush=True)
     return "\n".join([
         f"Value and gradient from ready embeddings of {DIMENSION} numbers, {threads} thread(s), median of {rounds} fresh",
-        f"process(es) a point, in turn, one where a call takes over two seconds: `python tests/bench/alone.py{' --quick' * quick}`.",
-        "MB: the most memory of the first call beyond what there was before.",
+        "process(es) a point, in turn, one where a call takes over two seconds:",
+        f"`python tests/bench/alone.py{' --quick' * quick}`. MB: the most memory of the",
+        "first call beyond what there was before.",
         "",
         *head("loss", "rows", "ms", "peer's", "faster", "MB", "peer's", "smaller"),
         *(found[name, rows] for name in names for rows in sizes if (name, rows) in found),
