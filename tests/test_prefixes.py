@@ -194,7 +194,7 @@ def test_masks_are_asked_for_once_a_tile(monkeypatch):
     assert sorted(asked) == [("anchor", "anchor"), ("anchor", "positive"), ("positive", "positive")]
 
 
-def test_a_class_with_its_own_compute_is_called(monkeypatch):
+def test_a_class_with_its_own_compute_is_called():
     class Doubled(MultipleNegativesRankingLoss):
         def compute(self, emb, labels):
             return 2 * super().compute(emb, labels).total

@@ -197,10 +197,11 @@ def _over_tiles(
             loss, learning = _softmax(blocks, groups, tiles, boost, part, start, stop, backward)
             losses[level] += loss
             active[level] += learning
-            for i, of in twins.items() if backward else ():
-                tiles[of].add_(tiles[i].T)
-            for i in products if backward else ():
-                products[i].take(level, tiles[i])
+            if backward:
+                for i, of in twins.items():
+                    tiles[of].add_(tiles[i].T)
+                for i in products:
+                    products[i].take(level, tiles[i])
         while products and backward:
             products.popitem()[1].finish()
         del tiles, products  # before the next tile is made

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from embedloss.similarity import EPSILON, matrix
+from embedloss.similarity import matrix, safe_inverse
 
 
 class Product(Protocol):
@@ -152,8 +152,8 @@ class Prefixes:
         self.along = {role: torch.zeros_like(self.inverses[role]) for role in gradients}
 
     def _inverse_norms(self, text: Tensor) -> Tensor:
-        norms = torch.stack([text[:, span].square().sum(1) for span in self.spans]).cumsum(0).sqrt()
-        return torch.where(norms <= EPSILON, 0.0, 1 / norms.clamp(min=EPSILON))
+        squares = torch.stack([text[:, span].square().sum(1) for span in self.spans])
+        return safe_inverse(squares.cumsum(0).sqrt())
 
     def product(self, left: str, right: str, start: int, stop: int) -> PrefixProduct:
         """The product of rows start to stop of role `left` with all texts of role `right`."""

@@ -69,7 +69,11 @@ def unit(x: Tensor) -> Tensor:
 
 def inverse_norm(x: Tensor) -> Tensor:
     """One over the norm of rows, 0 where `unit` gives 0. (..., dim) -> (..., 1)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return safe_inverse(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+
+
+def safe_inverse(norm: Tensor) -> Tensor:
+    """One over norms, 0 where a norm is at most 1e-12."""
     return torch.where(norm <= EPSILON, 0.0, 1 / norm.clamp(min=EPSILON))
 
 

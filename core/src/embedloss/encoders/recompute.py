@@ -88,6 +88,8 @@ class Recomputed:
 
     def backward(self, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The parameters' gradients from those of the embeddings, None where a layer was not used."""
+        layers = len(gradients) // len(self.sizes)
+        by_layer = [gradients[layer::layers] for layer in range(layers)]
         kept, self.kept = self.kept, None
         before = random_state(self.device)
         try:
@@ -97,9 +99,9 @@ class Recomputed:
                     kept = None
                     # A layer below all that is trained has no graph.
                     pairs = [
-                        (layer, self._gradient(layer, number, gradients[i :: len(made)]))
-                        for i, layer in enumerate(made)
-                        if layer.requires_grad and any(g is not None for g in gradients[i :: len(made)])
+                        (layer, self._gradient(layer, number, by_part))
+                        for layer, by_part in zip(made, by_layer, strict=True)
+                        if layer.requires_grad and any(g is not None for g in by_part)
                     ]
                     del made
                     if pairs:

@@ -72,10 +72,16 @@ class _InBatch(InBatchLoss):
 
     def output(self, loss: Tensor, active: Tensor, emb: Embeddings) -> LossOutput:
         """The loss, not a number where the judge is broken, and `active`, the share of rows that have something to learn."""
-        judge = self.judge(emb)
-        if judge is not None:
-            loss = loss + nan_unless_finite(*(judge.pool(role) for role in emb.roles)).to(loss.dtype)
+        (loss,) = self.judged(emb, loss)
         return LossOutput.of(loss, active=active / max(len(emb), 1))
+
+    def judged(self, emb: Embeddings, *losses: Tensor) -> Sequence[Tensor]:
+        """The losses, not numbers where the judge's embeddings are not finite."""
+        judge = self.judge(emb)
+        if judge is None:
+            return losses
+        broken = nan_unless_finite(*(judge.pool(role) for role in emb.roles))
+        return [loss + broken.to(loss.dtype) for loss in losses]
 
 
 class _InBatchSoftmax(_InBatch):
@@ -97,8 +103,9 @@ class _InBatchSoftmax(_InBatch):
         if self.guide == "self" or self.similarity_fct not in ("cosine", "dot"):
             return None
         total, losses, active = self._ranked(emb, prefixes=(dims, weights))
-        outputs = [self.output(loss, count, emb) for loss, count in zip(losses, active, strict=True)]
-        return self.output(total, active[0], emb).total, outputs
+        total, losses = self.judged(emb, total, losses)
+        shares = active / max(len(emb), 1)
+        return total, [LossOutput.of(loss, active=share) for loss, share in zip(losses, shares, strict=True)]
 
     def _ranked(self, emb: Embeddings, **prefixes: Any) -> tuple[Tensor, ...]:
         hard = "negative" in emb
