@@ -36,8 +36,10 @@ def with_gradients(value: Tensor, *known: tuple[Tensor, Tensor]) -> Tensor:
     Args:
         value: scalar.
         known: (input, gradient of `value` with respect to it) pairs. First order only: differentiating twice is an
-            error.
+            error. None: the value as it is.
     """
+    if not known:
+        return value
     inputs, gradients = zip(*known, strict=True)
     result: Tensor = _Known.apply(value, *inputs, *gradients)  # type: ignore[no-untyped-call]
     return result

@@ -115,7 +115,7 @@ def contrast(
         for role in gradients.keys() & inverses.keys():  # cosines do not change along a text
             across_norm(gradients[role], texts[role], inverses[role])
     known = [(inputs[k], g) for k, g in gradients.items() if inputs[k].requires_grad]
-    return (with_gradients(losses[0], *known) if known else losses[0]) + nan_unless_finite(*texts.values()), active[0]
+    return with_gradients(losses[0], *known) + nan_unless_finite(*texts.values()), active[0]
 
 
 def contrast_prefixes(
@@ -154,7 +154,7 @@ def contrast_prefixes(
         prefixes.finish()
     total, bad = losses @ losses.new_tensor(dim_weights), nan_unless_finite(*texts.values())
     known = [(texts[role], g) for role, g in gradients.items()]
-    return (with_gradients(total, *known) if known else total) + bad, losses + bad, active
+    return with_gradients(total, *known) + bad, losses + bad, active
 
 
 def _over_tiles(
