@@ -59,6 +59,10 @@ def section(quick: bool = False) -> str:
 
     text_bytes = DIMENSION * 4 + (WORDS + 2) * 8  # an embedding and its token ids
     lines = [
+        "Each number is the highest resident memory of a process of its own, on one core: a BERT of two layers and 384",
+        f"dimensions, pairs of texts of {WORDS + 2} tokens, `mnrl`, chunks of {CHUNK_TOKENS} tokens, one forward and one",
+        f"backward pass: `python tests/bench/recompute_memory.py{' --quick' * quick}`.",
+        "",
         "| rows a step | texts | embeddings | plain: peak of the step | `--recompute`: peak of the step | growth a text "
         f"/ {text_bytes:,} B |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 import training
 
 SECTIONS = {
@@ -22,6 +23,7 @@ SECTIONS = {
     "parts": "What each part brings",
     "bf16": "bfloat16",
     "alone": "Losses alone",
+    "recompute_memory": "Memory of recomputation",
     "static": "Static encoders, and what prepares data",
     "inference": "Encoding and search",
     "scale": "Gathering",
@@ -37,12 +39,19 @@ def section(name: str, options: argparse.Namespace, work: Path, store: training.
     return str(importlib.import_module(name).section(options.quick, **more))
 
 
+def machine(cuda: bool) -> str:
+    """What the times of a section belong to; results of two processors are not for comparing."""
+    if cuda:
+        return torch.cuda.get_device_name()
+    return f"{training.cores()} cores of {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+
+
 HEADER = """# Benchmarks
 
 Beside sentence-transformers 6.2.0, in turn, every run in a fresh process; medians of {rounds} round(s) or more where a table
 names no number. Peak memory is the largest resident size of the process (on a GPU, the most that torch had allocated). Speed
-above 1 and memory below 1 are in our favour. Machine: {machine}; absolute times are its own, and two runs of one command
-differ by up to 15% there.
+above 1 and memory below 1 are in our favour. Absolute times are the machine's own, and two runs of one command differ by up to
+15%.
 
 ```text
 {command}
@@ -58,6 +67,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keeps what is measured; by default nothing is kept")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas; '': only write what the folder keeps")
     parser.add_argument("--only", default="", help="training: names of data sets, with commas")
+    parser.add_argument("--kinds", default="", help="training: 'plain 64' and the like, with commas")
     parser.add_argument("--cuda", action="store_true", help="training on a GPU: its batches, and no other section")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path)
@@ -72,14 +82,13 @@ def main() -> None:
         chosen = ["training"] if options.cuda else list(filter(None, options.sections.split(",")))
         for name in chosen:
             made = section(name, options, work, store)
-            store.pages[name] = f"## {SECTIONS[name]}\n\nMeasured at commit {commit}.\n\n{made}"
+            store.pages[name] = f"## {SECTIONS[name]}\n\nMeasured at commit {commit}, {machine(options.cuda)}.\n\n{made}"
             store.save()
             print(store.pages[name], flush=True)
         pages = [store.pages[name] for name in SECTIONS if name in store.pages]
     if options.write:
-        machine = f"{platform.machine()}, {training.cores()} cores, " + ("a GPU" if options.cuda else "no GPU")
         command = "python tests/bench/run.py" + (" --quick" if options.quick else "")
-        header = HEADER.format(rounds=options.rounds, command=command, machine=machine)
+        header = HEADER.format(rounds=options.rounds, command=command)
         options.write.write_text(header + "\n\n".join(pages) + "\n", encoding="utf-8")
 
 
