@@ -51,7 +51,7 @@ HEADER = """# Benchmarks
 Beside sentence-transformers 6.2.0, in turn, every run in a fresh process; medians of {rounds} round(s) or more where a table
 names no number. Peak memory is the largest resident size of the process (on a GPU, the most that torch had allocated). Speed
 above 1 and memory below 1 are in our favour. Absolute times are the machine's own, and two runs of one command differ by up to
-15%.
+15%. Memory of LambdaLoss by the length of its lists: [rerankers](results/rerankers.md).
 
 ```text
 {command}

@@ -234,9 +234,15 @@ def training(options: Any, work: Path, store: Store) -> str:
             lines.append(f"| {' | '.join(cells)} | {rows * needed / operations:.0%} | {gap:.0e} |")
             print(lines[-1], flush=True)
     lines += ["", f"Matrix products in float32: {matrix_speed(options.cuda, False) / 1e9:.0f} billion operations a second."]
-    for kind in speeds:
-        lines.append(f"Geometric mean, {kind}: speed {mean(speeds[kind]):.2f}, memory {mean(memories[kind]):.2f}.")
-    base = store.runs.setdefault("base", [start_up() for _ in range(3)])
+    groups = {kind: [kind] for kind in speeds}
+    groups |= {"all with recompute": [kind for kind in speeds if kind.startswith("recompute")], "all": list(speeds)}
+    for group, kinds in groups.items():
+        if kinds:
+            speed, memory = (mean([value for kind in kinds for value in found[kind]]) for found in (speeds, memories))
+            lines.append(f"Geometric mean, {group}: speed {speed:.2f}, memory {memory:.2f}.")
+    if "base" not in store.runs:
+        store.runs["base"] = [start_up() for _ in range(3)]
+    base = store.runs["base"]
     lines += [
         "",
         f"Of the peak, {middle(base, 'imports'):,.0f} MB are the imports of the trainer and 364 MB the weights, their",
