@@ -206,9 +206,9 @@ def training(options: Any, work: Path, store: Store) -> str:
     ]
     speeds: dict[str, list[float]] = {}
     memories: dict[str, list[float]] = {}
-    for kind, (batch, recompute, short, long) in (GPU_KINDS if options.cuda else KINDS).items():
-        if options.kinds and kind not in options.kinds.split(","):
-            continue
+    known = GPU_KINDS if options.cuda else KINDS
+    for kind in options.kinds.split(",") if options.kinds else known:
+        batch, recompute, short, long = known[kind]
         for name, (data, columns) in data_sets(options, work).items():
             if not options.cuda and batch > 256 and (name in LONG or options.quick):
                 continue
