@@ -97,14 +97,12 @@ def contrast(
     joint = similarity == "dot" and inputs[""].requires_grad  # the factor's gradient is made of those of all texts
     gradients = {k: torch.zeros_like(t) for k, t in inputs.items() if (t.requires_grad or joint) and torch.is_grad_enabled()}
 
-    def product(left_role: str, right_role: str, start: int, stop: int) -> Product:
-        left, right = texts[left_role][start:stop], texts[right_role]
-        of_left, of_right = gradients.get(left_role), gradients.get(right_role)
-        of_left = None if of_left is None else of_left[start:stop]
+    def product(left: str, right: str) -> Product:
+        found = gradients.get(left), gradients.get(right)
         if similarity == "dot":
-            norms = (inverses[left_role][start:stop], inverses[right_role]) if inverses else None
-            return Dot(left, right, factor, of_left, of_right, norms)
-        return Through(similarity, left, right, factor, gradients.get(""), of_left, of_right)
+            norms = (inverses[left], inverses[right]) if inverses else None
+            return Dot(texts[left], texts[right], factor, *found, norms)
+        return Through(similarity, texts[left], texts[right], factor, gradients.get(""), *found)
 
     with torch.no_grad():
         losses, active = _over_tiles(
@@ -160,7 +158,7 @@ def contrast_prefixes(
 def _over_tiles(
     texts: Mapping[str, Tensor],
     blocks: Sequence[Block],
-    product: Callable[[str, str, int, int], Product],
+    product: Callable[[str, str], Product],
     boost: float | Tensor,
     backward: bool,
     begin: int,
@@ -173,7 +171,7 @@ def _over_tiles(
     """The losses of all levels and their `active` counts, (levels,) each; the products take the gradients. See `contrast`.
 
     Args:
-        product: what gives the logits of a block's rows, first to last.
+        product: that of two roles.
         boost: what similarities are multiplied by for a boost of their logits.
         backward: whether gradients are wanted.
     """
@@ -185,26 +183,27 @@ def _over_tiles(
     tile = tile or min(max(TILE_ELEMENTS // columns, TILE_ROWS), 1024)
     share = 1 / (groups * max(float(end - begin if divisor is None else divisor), 1e-9))
     losses, active = some.new_zeros(2, levels)
+    one_tile = begin == 0 and end <= tile
+    twins = _transposes(blocks, {role for role, text in texts.items() if one_tile and len(text) == end})
+    products = {i: product(block.left, block.right) for i, block in enumerate(blocks) if i not in twins}
     for start in range(begin, end, tile):
         stop = min(start + tile, end)
         part: float | Tensor = share if weights is None else weights[start - begin : stop - begin].to(some) * share
-        twins = _transposes(blocks, {role for role, text in texts.items() if start == 0 and stop == len(text)})
-        products = {i: product(block.left, block.right, start, stop) for i, block in enumerate(blocks) if i not in twins}
         for level in range(levels):
             tiles: list[Tensor] = []
             for i in range(len(blocks)):
-                tiles.append(tiles[twins[i]].T.clone() if i in twins else products[i].logits(level))
+                tiles.append(tiles[twins[i]].T.clone() if i in twins else products[i].logits(level, slice(start, stop)))
             loss, learning = _softmax(blocks, groups, tiles, boost, part, start, stop, backward)
-            losses[level] += loss
-            active[level] += learning
+            losses[level].add_(loss)
+            active[level].add_(learning)
             if backward:
                 for i, of in twins.items():
                     tiles[of].add_(tiles[i].T)
-                for i in products:
-                    products[i].take(level, tiles[i])
-        while products and backward:
-            products.popitem()[1].finish()
-        del tiles, products  # before the next tile is made
+                for i, one in products.items():
+                    one.take(tiles[i])
+        del tiles  # before the next are made
+        for one in products.values() if backward else ():
+            one.finish()
     return losses, active
 
 

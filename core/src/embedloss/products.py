@@ -1,4 +1,4 @@
-"""The similarities of a tile of rows with all texts of another role, and the way back of their gradients."""
+"""The similarities of tiles of rows with all texts of another role, and the way back of their gradients."""
 
 from __future__ import annotations
 
@@ -12,23 +12,46 @@ from embedloss.similarity import matrix, safe_inverse
 
 
 class Product(Protocol):
-    """Logits of a tile at one level after another (levels are prefixes of the embeddings; else there is one)."""
+    """Logits of one tile after another, at one level after another (levels are prefixes of the embeddings; else one).
 
-    def logits(self, level: int) -> Tensor:
-        """(rows of the tile, texts), the caller's own. Levels come in order."""
+    A tile's levels come in order, and the first tile is the largest.
+    """
 
-    def take(self, level: int, gradient: Tensor) -> None:
-        """The gradient of these logits, which the product may write to; before the next level's logits are asked for."""
+    def logits(self, level: int, rows: slice) -> Tensor:
+        """(rows of the tile, texts): the caller may write to it, and keep it until it asks for another."""
+
+    def take(self, gradient: Tensor) -> None:
+        """What the caller has made of the logits that it got last: their gradient, in their place."""
 
     def finish(self) -> None:
-        """Add to the gradients of the texts."""
+        """After the last level of a tile: add to the gradients of the texts."""
+
+
+class _Reused:
+    """Matrices that all tiles of a call take in turn, in one block of memory.
+
+    Fresh memory costs a page fault for every 4 KB, together more than a pass over it. The C library would map each of several
+    blocks anew where it keeps one.
+
+    Args:
+        count: of matrices.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.block = count, torch.empty(0)
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """(count, rows of left, rows of right), uninitialised; no more rows than at first."""
+        if not self.block.numel():
+            self.block = left.new_empty(self.count, len(left), len(right))
+        return self.block[:, : len(left)]
 
 
 class Dot:
     """Dot products, or cosines, times a factor.
 
     Args:
-        left: (rows, dim) of the tile.
+        left: (rows, dim) of all tiles.
         right: (texts, dim).
         factor: what they are multiplied by.
         of_left: where their gradient is added, of the shape of `left`; None: nowhere.
@@ -46,27 +69,31 @@ class Dot:
         inverse_norms: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.left, self.right, self.of_left, self.of_right = left, right, of_left, of_right
-        self.factors = [factor] if inverse_norms is None else [(inverse_norms[0] * factor)[:, None], inverse_norms[1]]
+        self.factor = factor
+        self.inverse_norms = inverse_norms and ((inverse_norms[0] * factor)[:, None], inverse_norms[1])
+        self.reused = _Reused(1)
 
-    def logits(self, level: int) -> Tensor:
+    def logits(self, level: int, rows: slice) -> Tensor:
         """As in `Product`."""
-        return self._times_factors(self.left @ self.right.T)
+        self.rows, left = rows, self.left[rows]
+        return self._times_factors(torch.mm(left, self.right.T, out=self.reused(left, self.right)[0]))
 
-    def take(self, level: int, gradient: Tensor) -> None:
+    def take(self, gradient: Tensor) -> None:
         """As in `Product`."""
         self.gradient = self._times_factors(gradient)
 
     def _times_factors(self, x: Tensor) -> Tensor:
-        for factor in self.factors:
-            x.mul_(factor)
-        return x
+        if self.inverse_norms is None:
+            return x.mul_(self.factor)
+        of_left, of_right = self.inverse_norms
+        return x.mul_(of_left[self.rows]).mul_(of_right)
 
     def finish(self) -> None:
         """As in `Product`."""
         if self.of_left is not None:
-            self.of_left.addmm_(self.gradient, self.right)
+            self.of_left[self.rows].addmm_(self.gradient, self.right)
         if self.of_right is not None:
-            self.of_right.addmm_(self.gradient.T, self.left)
+            self.of_right.addmm_(self.gradient.T, self.left[self.rows])
 
 
 class Through:
@@ -82,18 +109,20 @@ class Through:
         of_left: Tensor | None,
         of_right: Tensor | None,
     ) -> None:
-        self.leaves = [(left.detach(), of_left), (right.detach(), of_right)]
+        self.name, self.factor, self.of_factor = name, factor, of_factor
+        self.left, self.right, self.of_left, self.of_right = left, right, of_left, of_right
+
+    def logits(self, level: int, rows: slice) -> Tensor:
+        """As in `Product`."""
+        of_left = None if self.of_left is None else self.of_left[rows]
+        self.leaves = [(self.left[rows].detach(), of_left), (self.right.detach(), self.of_right)]
         for leaf, gradient in self.leaves:
             leaf.requires_grad_(gradient is not None)
-        self.name, self.factor, self.of_factor = name, factor, of_factor
-
-    def logits(self, level: int) -> Tensor:
-        """As in `Product`."""
         with torch.enable_grad():
             self.found = matrix(self.name, *(leaf for leaf, _ in self.leaves))
         return self.found.detach() * self.factor
 
-    def take(self, level: int, gradient: Tensor) -> None:
+    def take(self, gradient: Tensor) -> None:
         """As in `Product`."""
         self.gradient = gradient
 
@@ -106,6 +135,7 @@ class Through:
             found = torch.autograd.grad(self.found, [leaf for leaf, _ in wanted], self.gradient * self.factor)
             for (_, total), d in zip(wanted, found, strict=True):
                 total.add_(d)
+        del self.found, self.gradient  # before the next tile is made
 
 
 def across_norm(gradient: Tensor, x: Tensor, inverse: Tensor, rows: int = 1024) -> None:
@@ -146,18 +176,21 @@ class Prefixes:
         weights: Sequence[float],
         factor: float,
     ) -> None:
-        self.texts, self.gradients, self.weights, self.factor = texts, gradients, weights, factor
+        self.texts, self.gradients = texts, gradients
         self.spans = [slice(begin, end) for begin, end in zip([0, *dims], dims, strict=False)]
         self.inverses = {role: self._inverse_norms(text) for role, text in texts.items()}
         self.along = {role: torch.zeros_like(self.inverses[role]) for role in gradients}
+        some = next(iter(texts.values()))
+        self.of_logits = torch.full((len(dims), 1), factor, dtype=some.dtype, device=some.device)
+        self.of_gradients = self.of_logits * some.new_tensor(weights)[:, None]
 
     def _inverse_norms(self, text: Tensor) -> Tensor:
-        squares = torch.stack([text[:, span].square().sum(1) for span in self.spans])
-        return safe_inverse(squares.cumsum(0).sqrt())
+        norms = torch.stack([torch.linalg.vector_norm(text[:, span], dim=1) for span in self.spans])
+        return safe_inverse(norms.square_().cumsum(0).sqrt_())
 
-    def product(self, left: str, right: str, start: int, stop: int) -> PrefixProduct:
-        """The product of rows start to stop of role `left` with all texts of role `right`."""
-        return PrefixProduct(self, left, right, slice(start, stop))
+    def product(self, left: str, right: str) -> PrefixProduct:
+        """The product of the rows of role `left` with all texts of role `right`."""
+        return PrefixProduct(self, left, right)
 
     def finish(self) -> None:
         """Add what the norms get: cosines do not change along a prefix."""
@@ -168,37 +201,38 @@ class Prefixes:
 
 
 class PrefixProduct:
-    """The product of one tile at all prefixes."""
+    """The product of two roles at all prefixes."""
 
-    def __init__(self, prefixes: Prefixes, left: str, right: str, rows: slice) -> None:
-        self.prefixes, self.left, self.right, self.rows = prefixes, left, right, rows
-        self.dots = torch.empty(0)
-        self.scratch: Tensor | None = None
+    def __init__(self, prefixes: Prefixes, left: str, right: str) -> None:
+        self.prefixes, self.left, self.right = prefixes, left, right
+        of_left, self.of_right = prefixes.inverses[left], prefixes.inverses[right]
+        self.of_logits, self.of_gradients = ((of_left * f)[..., None] for f in (prefixes.of_logits, prefixes.of_gradients))
+        self.keeps = bool(prefixes.gradients)  # those of all levels until the last; else their logits take turns
+        self.reused = _Reused(2 + len(prefixes.spans) if self.keeps else 2)
         self.taken: list[Tensor] = []
 
     def _parts(self, level: int) -> tuple[Tensor, Tensor]:
         span = self.prefixes.spans[level]
         return self.prefixes.texts[self.left][self.rows, span], self.prefixes.texts[self.right][:, span]
 
-    def _scaled(self, x: Tensor, level: int, factor: float, out: Tensor | None = None) -> Tensor:
-        of_left = self.prefixes.inverses[self.left][level, self.rows] * factor
-        return torch.mul(x, of_left[:, None], out=out).mul_(self.prefixes.inverses[self.right][level])
-
-    def logits(self, level: int) -> Tensor:
+    def logits(self, level: int, rows: slice) -> Tensor:
         """As in `Product`."""
+        self.level, self.rows = level, rows
         left, right = self._parts(level)
-        self.dots = self.dots.addmm_(left, right.T) if level else left @ right.T
-        return self._scaled(self.dots, level, self.prefixes.factor)
+        self.dots, *self.others = self.reused(left, right)
+        self.dots.addmm_(left, right.T, beta=int(level > 0))
+        logits = torch.mul(self.dots, self.of_logits[level, rows], out=self.others[level if self.keeps else 0])
+        return logits.mul_(self.of_right[level])
 
-    def take(self, level: int, gradient: Tensor) -> None:
+    def take(self, gradient: Tensor) -> None:
         """As in `Product`."""
-        of_dots = self._scaled(gradient, level, self.prefixes.factor * self.prefixes.weights[level], out=gradient)
-        self.taken.append(of_dots)
-        self.scratch = along = torch.mul(of_dots, self.dots, out=self.scratch)
-        if self.left in self.prefixes.along:
-            self.prefixes.along[self.left][level, self.rows] += along.sum(1)
-        if self.right in self.prefixes.along:
-            self.prefixes.along[self.right][level] += along.sum(0)
+        summed = self.prefixes.along
+        self.taken.append(gradient.mul_(self.of_gradients[self.level, self.rows]).mul_(self.of_right[self.level]))
+        along = torch.mul(gradient, self.dots, out=self.others[-1])
+        if self.left in summed:
+            summed[self.left][self.level, self.rows].add_(along.sum(1))
+        if self.right in summed:
+            summed[self.right][self.level].add_(along.sum(0))
 
     def finish(self) -> None:
         """As in `Product`."""
