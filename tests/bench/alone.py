@@ -190,6 +190,7 @@ LOSSES: dict[str, tuple[Side, Side]] = {
     "gor": (ours("gor"), peer("GlobalOrthogonalRegularizationLoss")),
     "matryoshka(mnrl), five dims": (ours(f"matryoshka(mnrl, {DIMS})"), peer_matryoshka),
 }  # fmt: skip
+QUICK = ("mnrl", "gist", "batch-all triplet", "cosent", "matryoshka(mnrl), five dims")
 
 
 def point(side: Side, rows: int, calls: int, threads: int) -> tuple[float, float, float]:
@@ -279,7 +280,7 @@ def section(
     minutes: float = 25.0,
 ) -> str:
     """Its part of the page, as Markdown."""
-    names, rounds = names or list(LOSSES), rounds or (1 if quick else 5)
+    names, rounds = names or list(QUICK if quick else LOSSES), rounds or (1 if quick else 5)
     sizes = sizes or (SIZES[:1] if quick else SIZES)
     end = time.monotonic() + 60 * minutes
     state: dict[Any, Any] = {}
@@ -304,7 +305,7 @@ def section(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of the smallest size")
+    parser.add_argument("--quick", action="store_true", help="one round of a few losses at the smallest size")
     parser.add_argument("--only", help="names of losses, with semicolons")
     parser.add_argument("--sizes", help="numbers of rows, with commas")
     parser.add_argument("--rounds", type=int)

@@ -121,7 +121,7 @@ def section(quick: bool = False, data: str = "../shared/data", threads: int = 2,
         if not path.is_file():
             lines.append(row(name, f"not run: no {file}", *[""] * 7))
             continue
-        texts = texts_of(path, columns, 600 if quick else 0)
+        texts = texts_of(path, columns, 300 if quick else 0)
         found = forked(encode, texts, rounds, threads, seconds=1200)
         speed = {side: f"{len(texts) / statistics.median(took):.0f}" for side, took in found["took"].items()}
         memory = {side: f"{mb:.0f}" for side, mb in found["memory"].items()}
@@ -151,7 +151,7 @@ def faster(took: dict[str, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, 600 texts, 100,000 vectors")
+    parser.add_argument("--quick", action="store_true", help="one round, 300 texts, 100,000 vectors")
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int)

@@ -29,6 +29,7 @@ SECTIONS = {
     "scale": "Gathering",
     "startup": "Start-up",
 }
+SLOW = "parts", "bf16", "recompute_memory"  # not in a quick run
 
 
 def section(name: str, options: argparse.Namespace, work: Path, store: training.Store) -> str:
@@ -51,7 +52,8 @@ HEADER = """# Benchmarks
 Beside sentence-transformers 6.2.0, in turn, every run in a fresh process; medians of {rounds} round(s) or more where a table
 names no number. Peak memory is the largest resident size of the process (on a GPU, the most that torch had allocated). Speed
 above 1 and memory below 1 are in our favour. Absolute times are the machine's own, and two runs of one command differ by up to
-15%. Memory of LambdaLoss by the length of its lists: [rerankers](results/rerankers.md).
+15%. GPU tables (`--cuda`: float32 and bfloat16, up to 65,536 rows a step) have not been run. Memory of LambdaLoss by the length
+of its lists: [rerankers](results/rerankers.md); gathering: [scaling](scaling.md).
 
 ```text
 {command}
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of a part of the table, under five minutes")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, help="keeps what is measured; by default nothing is kept")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas; '': only write what the folder keeps")
+    parser.add_argument("--sections", help="with commas; '': only write what the folder keeps")
     parser.add_argument("--only", default="", help="training: names of data sets, with commas")
     parser.add_argument("--kinds", default="", help="training: 'plain 64' and the like, with commas")
     parser.add_argument("--cuda", action="store_true", help="training on a GPU: its batches, and no other section")
@@ -79,7 +81,9 @@ def main() -> None:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         store = training.Store(work / "measured.json")
-        chosen = ["training"] if options.cuda else list(filter(None, options.sections.split(",")))
+        chosen = [name for name in SECTIONS if not (options.quick and name in SLOW)]
+        if options.cuda or options.sections is not None:
+            chosen = ["training"] if options.cuda else list(filter(None, options.sections.split(",")))
         for name in chosen:
             made = section(name, options, work, store)
             store.pages[name] = f"## {SECTIONS[name]}\n\nMeasured at commit {commit}, {machine(options.cuda)}.\n\n{made}"
