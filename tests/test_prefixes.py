@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from embedloss import Embeddings, create_loss
+from embedloss.products import Dot, Prefixes
 from embedloss_modifiers import functional
 from embedloss_ranking.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
 
@@ -105,6 +106,27 @@ def test_tiles_change_nothing(rows, monkeypatch):
     monkeypatch.setattr("embedloss.contrast.TILE_ELEMENTS", 1)
     assert_equal(both(SETTINGS[4], texts(2)))
     assert_equal(both("gist(guide='guide')", texts(2)))
+    loss, emb = create_loss("matryoshka(gist(guide='guide'), dims=[10, 2, 7])"), embeddings(texts(2))
+    with torch.no_grad():
+        alone = loss(emb).total
+    assert torch.equal(alone, loss(emb).total)
+
+
+def test_all_tiles_take_the_same_memory():
+    leaves = {role: text.detach() for role, text in texts().items()}
+    totals = {role: torch.zeros_like(text) for role, text in leaves.items()}
+    one = Dot(leaves["anchor"], leaves["positive"], 1.0, totals["anchor"], totals["positive"])
+    several = Prefixes(leaves, totals, [2, 7], [1.0, 1.0], 1.0).product("anchor", "positive")
+    for product, levels in ((one, 1), (several, 2)):
+        places = set()
+        for rows in (slice(0, 5), slice(5, 10), slice(10, 12)):
+            for level in range(levels):
+                logits = product.logits(level, rows)
+                places.add(logits.data_ptr())
+                product.take(logits)
+            product.finish()
+        assert len(places) == levels
+    assert totals["positive"].abs().max() > 1e-3
 
 
 def test_drawn_sizes_and_single_ones():
