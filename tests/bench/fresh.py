@@ -25,7 +25,10 @@ def head(*names: str) -> list[str]:
 
 
 def resident() -> tuple[int, int]:
-    """Resident memory of this process now and at most so far, in bytes."""
+    """Resident memory of this process now and at most so far, in bytes.
+
+    What `getrusage` calls its most begins with that of the process which started this one.
+    """
     found = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Vm"))
     return tuple(int(found[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 

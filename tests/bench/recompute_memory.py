@@ -9,11 +9,12 @@ texts of 16 tokens, mnrl, one forward and one backward pass. FILE is a page with
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from fresh import resident
 
 BATCHES = (256, 1024, 4096, 16384)
 CHUNK_TOKENS, WORDS, DIMENSION = 512, 14, 384
@@ -23,7 +24,7 @@ BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
 
 def peak() -> float:
     """Highest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return resident()[1] / 1e6
 
 
 def measure(model: str, rows: int, recompute: bool) -> None:

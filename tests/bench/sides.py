@@ -13,11 +13,12 @@ import contextlib
 import json
 import os
 import random
-import resource
 import tempfile
 import time
 from itertools import cycle, islice
 from typing import Any
+
+from fresh import resident
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -169,7 +170,7 @@ def main() -> None:
         trainer.train()
     losses = [float(e["loss"]) for e in trainer.state.log_history if "loss" in e]
     seconds = (watch.times[-1] - watch.times[0]) / options.steps
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resident()[1] / 2**20
     if options.cuda:
         import torch
 
