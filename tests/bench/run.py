@@ -81,9 +81,12 @@ def main() -> None:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         store = training.Store(work / "measured.json")
-        chosen = [name for name in SECTIONS if not (options.quick and name in SLOW)]
-        if options.cuda or options.sections is not None:
-            chosen = ["training"] if options.cuda else list(filter(None, options.sections.split(",")))
+        if options.cuda:
+            chosen = ["training"]
+        elif options.sections is not None:
+            chosen = list(filter(None, options.sections.split(",")))
+        else:
+            chosen = [name for name in SECTIONS if not (options.quick and name in SLOW)]
         for name in chosen:
             made = section(name, options, work, store)
             store.pages[name] = f"## {SECTIONS[name]}\n\nMeasured at commit {commit}, {machine(options.cuda)}.\n\n{made}"

@@ -130,7 +130,8 @@ def section(quick: bool = False, rounds: int | None = None, rows: int | None = N
             *head("training", "texts/s", "peer's", "faster", "peak MB", "peer's", "losses differ"),
             *(training(Path(folder), rounds, *length) for length in (QUICK if quick else EPOCHS)),
         ]
-        lines += [] if quick else ["", *scale(Path(folder), rows or 1_000_000)]
+        if rows or not quick:
+            lines += ["", *scale(Path(folder), rows or 1_000_000)]
     return "\n".join(lines)
 
 

@@ -176,13 +176,10 @@ class Prefixes:
         weights: Sequence[float],
         factor: float,
     ) -> None:
-        self.texts, self.gradients = texts, gradients
+        self.texts, self.gradients, self.weights, self.factor = texts, gradients, weights, factor
         self.spans = [slice(begin, end) for begin, end in zip([0, *dims], dims, strict=False)]
         self.inverses = {role: self._inverse_norms(text) for role, text in texts.items()}
         self.along = {role: torch.zeros_like(self.inverses[role]) for role in gradients}
-        some = next(iter(texts.values()))
-        self.of_logits = torch.full((len(dims), 1), factor, dtype=some.dtype, device=some.device)
-        self.of_gradients = self.of_logits * some.new_tensor(weights)[:, None]
 
     def _inverse_norms(self, text: Tensor) -> Tensor:
         norms = torch.stack([torch.linalg.vector_norm(text[:, span], dim=1) for span in self.spans])
@@ -206,7 +203,8 @@ class PrefixProduct:
     def __init__(self, prefixes: Prefixes, left: str, right: str) -> None:
         self.prefixes, self.left, self.right = prefixes, left, right
         of_left, self.of_right = prefixes.inverses[left], prefixes.inverses[right]
-        self.of_logits, self.of_gradients = ((of_left * f)[..., None] for f in (prefixes.of_logits, prefixes.of_gradients))
+        self.of_logits = (of_left * prefixes.factor)[..., None]
+        self.of_gradients = self.of_logits * of_left.new_tensor(prefixes.weights)[:, None, None]
         self.keeps = bool(prefixes.gradients)  # those of all levels until the last; else their logits take turns
         self.reused = _Reused(2 + len(prefixes.spans) if self.keeps else 2)
         self.taken: list[Tensor] = []
