@@ -112,7 +112,7 @@ class _Cosine(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative needs to know how they depend on x and y
             inverse_x, inverse_y = inverse_norm(x), inverse_norm(y)
             cosine = (x * y).sum(-1, keepdim=True) * inverse_x * inverse_y
-        g = upstream[0][..., None]
+        g = upstream[0].clone()[..., None]  # what is made of autograd's symbolic zeros could not be written to
         across, along = g * inverse_x * inverse_y, g * cosine
         wanted = zip(ctx.needs_input_grad, ((x, y, inverse_x), (y, x, inverse_y)), strict=True)
         of_x, of_y = (

@@ -1,11 +1,13 @@
 """Similarity losses against plain loops in float64, by what must not change them, and at the edges."""
 
+import functools
 import math
 
 import pytest
 import torch
 
 from embedloss import Embeddings, EmbedlossError, create_loss
+from embedloss.similarity import pairwise
 from embedloss.testing.processes import Case, evaluate, evaluate_on_processes
 from embedloss_similarity.functional import angle_similarity, cosent, cosent_of_two
 from embedloss_similarity.losses import AnglELoss, CoSENTLoss, CosineSimilarityLoss
@@ -100,6 +102,14 @@ def test_angle_similarity_is_that_of_complex_numbers(dim):
     assert float(found.max()) <= math.sqrt(2)
     assert torch.allclose(angle_similarity(x, x), torch.ones(20, dtype=torch.float64))
     assert not torch.allclose(found, angle_similarity(y, x))
+
+
+@pytest.mark.parametrize("similarity", [angle_similarity, functools.partial(pairwise, "cosine")])
+def test_similarities_have_a_second_derivative(similarity):
+    x, y = draw(4, 6).requires_grad_(), draw(4, 6, seed=1).requires_grad_()
+    (first,) = torch.autograd.grad(similarity(x, y).abs().sum(), x, create_graph=True)
+    assert first.abs().min() > 0
+    assert torch.autograd.gradgradcheck(lambda x, y: similarity(x, y).abs(), (x, y))
 
 
 @pytest.mark.parametrize("rows", SIZES)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedloss.similarity import unit
+from embedloss.similarity import pairwise
 
 
 def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
@@ -14,12 +16,11 @@ def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
 
     The first half of the coordinates (rows, dim) is read as real, the second as imaginary part; an odd dim gets a zero.
     """
-    x, y = unit(x), unit(y)
     if x.shape[-1] % 2:
         x, y = F.pad(x, (0, 1)), F.pad(y, (0, 1))
-    (a, b), (c, d) = x.chunk(2, -1), y.chunk(2, -1)
-    both: Tensor = torch.linalg.vecdot(a, c - d) + torch.linalg.vecdot(b, c + d)  # ac + bd and bc - ad
-    return both.abs()
+    real, imaginary = y.chunk(2, -1)
+    turned = torch.cat([real - imaginary, real + imaginary], -1)  # its product with x is Re + Im; its norm is sqrt(2) that of y
+    return math.sqrt(2) * pairwise("cosine", x, turned).abs()
 
 
 def _log_one_plus(exponents: Tensor) -> Tensor:
