@@ -1,6 +1,6 @@
 """Static encoders beside sentence-transformers 6.2.0, and what prepares data: plans and checks of 1,000,000 rows.
 
-    python tests/bench/static.py [--quick] [--rounds 3] [--rows 1000000]
+    python tests/bench/static.py [--quick] [--rounds 5] [--rows 1000000]
 
 Training: the docstring pairs of `embedloss demo-data`, an untrained static encoder, mnrl, batch 2,048, the trainers of both
 sides (`sides.py`), each run a fresh process. Rows for plans and checks are generated.
