@@ -33,6 +33,7 @@ from embedloss.encoders.lean import lean
 from embedloss.encoders.modules import Dense, Normalize, Pooling
 from embedloss.encoders.recompute import Recomputed
 from embedloss.encoders.static import train_wordpiece
+from embedloss.encoders.text import AT_ONCE
 from embedloss.encoders.token_cache import TokenCache
 from embedloss.errors import EmbedlossError
 from embedloss.training.memory import Saved
@@ -796,6 +797,16 @@ def test_static_vocabulary_does_not_depend_on_hash_seeds() -> None:
     assert all(other == first for other in others)
     tokenizer = train_wordpiece(["ab abc [PAD] ##b"], 40)
     assert tokenizer.encode("##b", add_special_tokens=False).tokens == ["#", "#", "b"]
+
+
+def test_static_tokenises_many_texts_as_one_by_one() -> None:
+    encoder = new_static_encoder(TEXTS, dimension=8)
+    texts = [f"{TEXTS[i % len(TEXTS)]} {TEXTS[i // 7 % len(TEXTS)]}" for i in range(2 * AT_ONCE + 3)]
+    found = encoder.processor.tokenize(texts, "query ")
+    assert len(found) == len(texts)
+    assert len({item.ids.tobytes() for item in found}) > 10
+    for text, item in list(zip(texts, found, strict=True))[:: AT_ONCE // 8]:
+        assert item.ids.tolist() == encoder.processor.tokenizer.encode("query " + text, add_special_tokens=False).ids
 
 
 def test_static_gradients_and_layers() -> None:

@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--unpadded", action="store_true", help="the peer: flash attention over texts without padding")
+    parser.add_argument("--last-untimed", action="store_true", help="where fetching a batch costs: the peer fetches one ahead")
     parser.add_argument("--without", choices=ABLATIONS, help="our side without one of its optimisations")
     options = parser.parse_args()
     data = read_rows(options.data, options.columns.split(","), FIRST + options.batch * options.steps)
@@ -187,7 +188,8 @@ def main() -> None:
         trainer, watch = (ours if options.side == "ours" else peer)(options, data, out)
         trainer.train()
     losses = [float(e["loss"]) for e in trainer.state.log_history if "loss" in e]
-    seconds = (watch.times[-1] - watch.times[0]) / options.steps
+    ends = watch.times[:-1] if options.last_untimed else watch.times
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
     peak = resident()[1] / 2**20
     if options.cuda:
         import torch

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 UNLIMITED = 2**31 - 1
+# Texts tokenised at a time for a static encoder: what the tokenizer makes of them takes some kilobytes a text, and with many
+# texts that is fresh memory, a tenth of the time.
+AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,12 @@ class StaticProcessor:
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[Any]:
         """One item a text; a text without any known word has length 0."""
-        found = self.tokenizer.encode_batch_fast([prompt + text for text in texts], add_special_tokens=False)
-        return [Tokens(np.array(encoding.ids, dtype=np.int32)) for encoding in found]
+        made: list[Any] = []
+        for begin in range(0, len(texts), AT_ONCE):
+            block = [prompt + text for text in texts[begin : begin + AT_ONCE]]
+            found = self.tokenizer.encode_batch_fast(block, add_special_tokens=False)
+            made += [Tokens(np.array(encoding.ids, dtype=np.int32)) for encoding in found]
+        return made
 
     def pad(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """input_ids, (tokens,) of all texts one after the other, and offsets, (texts,), where each text begins."""
