@@ -82,11 +82,12 @@ def test_the_part_of_a_row_of_mnrl_is_its_own_cross_entropy():
 
 
 def test_a_share_of_the_rows_takes_its_own_weights():
+    from embedloss.contrast import Scored
     from embedloss_ranking.functional import multiple_negatives_ranking as mnrl
 
     x, y = torch.randn(2, ROWS, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind()
-    parts = [mnrl(x, y, begin=a, end=b, divisor=ROWS, weights=WEIGHTS[a:b], tile=2)[0] for a, b in ((0, 2), (2, ROWS))]
-    assert float(sum(parts)) == pytest.approx(float(mnrl(x, y, weights=WEIGHTS)[0]), rel=1e-10)
+    parts = [mnrl(x, y, scored=Scored(a, b, ROWS, WEIGHTS[a:b]), tile=2)[0] for a, b in ((0, 2), (2, ROWS))]
+    assert float(sum(parts)) == pytest.approx(float(mnrl(x, y, scored=Scored(weights=WEIGHTS))[0]), rel=1e-10)
 
 
 def test_losses_that_weigh_rows_and_those_that_do_not():

@@ -56,6 +56,35 @@ class Block:
         return replace(self, excluded=excluded, boosted=boosted, positives=positives)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The rows that have a loss, of all processes' usually this one's, and what theirs count.
+
+    Args:
+        begin: the first of them.
+        end: the row after the last one; None: after all rows.
+        divisor: what the sum over them is divided by; None: their number.
+        weights: (scored rows,) what each row's loss is multiplied by.
+    """
+
+    begin: int = 0
+    end: int | None = None
+    divisor: float | None = None
+    weights: Tensor | None = None
+
+    def span(self, rows: int) -> tuple[int, int]:
+        """The first row, and the one after the last, of so many."""
+        return self.begin, rows if self.end is None else self.end
+
+    def share(self, rows: int) -> float:
+        """What the sum over the scored rows of so many is multiplied by for the loss."""
+        begin, end = self.span(rows)
+        return 1 / max(float(end - begin if self.divisor is None else self.divisor), 1e-9)
+
+
+ALL_ROWS = Scored()
+
+
 def contrast(
     texts: Mapping[str, Tensor],
     blocks: Sequence[Block],
@@ -63,10 +92,7 @@ def contrast(
     scale: float | Tensor = 1.0,
     strength: float = 0.0,
     similarity: str = "dot",
-    begin: int = 0,
-    end: int | None = None,
-    divisor: float | None = None,
-    weights: Tensor | None = None,
+    scored: Scored = ALL_ROWS,
     tile: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of each row's positive against the candidates of its blocks.
@@ -80,10 +106,7 @@ def contrast(
         scale: factor on similarities; a tensor receives its gradient.
         strength: factor of the boost.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
-        begin: first row that is scored.
-        end: the row after the last one; all rows if None.
-        divisor: what the sum over scored rows is divided by; their number if None.
-        weights: (scored rows,) what each row's loss is multiplied by.
+        scored: the rows that have a loss, and what theirs count.
         tile: rows of a tile; chosen from the number of columns if None.
 
     Returns:
@@ -105,9 +128,7 @@ def contrast(
         return Through(similarity, texts[left], texts[right], factor, gradients.get(""), *found)
 
     with torch.no_grad():
-        losses, active = _over_tiles(
-            texts, blocks, product, strength / factor, bool(gradients), begin, end, divisor, weights, tile
-        )
+        losses, active = _over_tiles(texts, blocks, product, strength / factor, bool(gradients), scored, tile)
         for role, text in texts.items() if joint and gradients else ():  # each product counts for its left and its right texts
             gradients[""].add_(torch.dot(gradients[role].flatten(), text.flatten()) / factor, alpha=0.5)
         for role in gradients.keys() & inverses.keys():  # cosines do not change along a text
@@ -124,10 +145,7 @@ def contrast_prefixes(
     *,
     scale: float = 1.0,
     strength: float = 0.0,
-    begin: int = 0,
-    end: int | None = None,
-    divisor: float | None = None,
-    weights: Tensor | None = None,
+    scored: Scored = ALL_ROWS,
     tile: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`contrast` by cosines of the first d coordinates, for several d at little more than the cost of the largest.
@@ -147,7 +165,7 @@ def contrast_prefixes(
     with torch.no_grad():
         prefixes = Prefixes({role: t.detach() for role, t in texts.items()}, gradients, dims, dim_weights, scale)
         losses, active = _over_tiles(
-            texts, blocks, prefixes.product, strength / scale, bool(gradients), begin, end, divisor, weights, tile, len(dims)
+            texts, blocks, prefixes.product, strength / scale, bool(gradients), scored, tile, len(dims)
         )
         prefixes.finish()
     total, bad = losses @ losses.new_tensor(dim_weights), nan_unless_finite(*texts.values())
@@ -161,10 +179,7 @@ def _over_tiles(
     product: Callable[[str, str], Product],
     boost: float | Tensor,
     backward: bool,
-    begin: int,
-    end: int | None,
-    divisor: float | None,
-    weights: Tensor | None,
+    scored: Scored,
     tile: int | None,
     levels: int = 1,
 ) -> tuple[Tensor, Tensor]:
@@ -176,19 +191,21 @@ def _over_tiles(
         backward: whether gradients are wanted.
     """
     some = texts[blocks[0].left]
-    end = len(some) if end is None else end
+    begin, end = scored.span(len(some))
     blocks = [block if levels == 1 else block.remembering() for block in blocks if len(texts[block.right])]
     groups = 1 + max((block.group for block in blocks), default=0)
     columns = max((len(texts[block.right]) for block in blocks), default=1)
     tile = tile or min(max(TILE_ELEMENTS // columns, TILE_ROWS), 1024)
-    share = 1 / (groups * max(float(end - begin if divisor is None else divisor), 1e-9))
+    share = scored.share(len(some)) / groups
     losses, active = some.new_zeros(2, levels)
     one_tile = begin == 0 and end <= tile
     twins = _transposes(blocks, {role for role, text in texts.items() if one_tile and len(text) == end})
     products = {i: product(block.left, block.right) for i, block in enumerate(blocks) if i not in twins}
     for start in range(begin, end, tile):
         stop = min(start + tile, end)
-        part: float | Tensor = share if weights is None else weights[start - begin : stop - begin].to(some) * share
+        part: float | Tensor = share
+        if scored.weights is not None:
+            part = scored.weights[start - begin : stop - begin].to(some) * share
         for level in range(levels):
             tiles: list[Tensor] = []
             for i in range(len(blocks)):

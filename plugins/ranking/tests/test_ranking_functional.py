@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from embedloss import Embeddings, EmbedlossError, create_loss, list_losses
+from embedloss.contrast import Scored
 from embedloss.in_batch import closer
 from embedloss.testing.kit import parametrize_with_checks
 from embedloss_ranking import functional as F
@@ -203,7 +204,7 @@ def test_tiles_and_row_ranges_add_up(tile):
     wanted = gradients(whole, tensors)
     assert min(g.abs().max() for g in wanted) > 1e-3
     parts = [
-        F.multiple_negatives_ranking(anchor, positive, negative, rows, begin=b, end=e, divisor=7, tile=tile, **settings)
+        F.multiple_negatives_ranking(anchor, positive, negative, rows, scored=Scored(b, e, 7), tile=tile, **settings)
         for b, e in ((0, 3), (3, 3), (3, 7))
     ]
     total = sum(value for value, _ in parts)
@@ -426,7 +427,7 @@ def test_gist_in_tiles_and_ranges(tile):
     wanted = gradients(whole, tensors)
     assert min(g.abs().max() for g in wanted) > 1e-3
     parts = [
-        F.multiple_negatives_ranking(*tensors, torch.arange(8), begin=b, end=e, divisor=8, tile=tile, **settings)[0]
+        F.multiple_negatives_ranking(*tensors, torch.arange(8), scored=Scored(b, e, 8), tile=tile, **settings)[0]
         for b, e in ((0, 5), (5, 8))
     ]
     assert abs(sum(parts) - whole) < 1e-12

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from embedloss.contrast import Block, contrast
+from embedloss.contrast import Block, Scored, contrast
 from embedloss.embeddings import Embeddings
 from embedloss.in_batch import equal
 from embedloss.loss import Loss, LossOutput, ModelInfo, Requirements, share_of
@@ -200,8 +200,6 @@ class ContrastiveTensionLossInBatchNegatives(_TwinLoss):
             ],
             scale=scale,
             similarity=self.similarity_fct,
-            begin=emb.row_offset,
-            end=emb.row_offset + len(emb),
-            divisor=emb.pool_size / emb.world_size,
+            scored=Scored(emb.row_offset, emb.row_offset + len(emb), emb.pool_size / emb.world_size),
         )
         return LossOutput.of(total, scale=torch.as_tensor(scale))

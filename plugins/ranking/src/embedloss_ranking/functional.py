@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from embedloss.contrast import Block, contrast, contrast_prefixes, nan_unless_finite
+from embedloss.contrast import ALL_ROWS, Block, Scored, contrast, contrast_prefixes, nan_unless_finite
 from embedloss.in_batch import Mask, Masks, any_of
 from embedloss.similarity import unit
 
@@ -35,10 +35,7 @@ def multiple_negatives_ranking(
     own_negatives_count: bool = True,
     masks: Masks = lambda left, right: None,
     shared: Mask | None = None,
-    begin: int = 0,
-    end: int | None = None,
-    divisor: float | None = None,
-    weights: Tensor | None = None,
+    scored: Scored = ALL_ROWS,
     tile: int | None = None,
     prefixes: tuple[Sequence[int], Sequence[float]] | None = None,
 ) -> tuple[Tensor, ...]:
@@ -58,10 +55,7 @@ def multiple_negatives_ranking(
         own_negatives_count: whether a row's own hard negatives are among its candidates in query_to_doc.
         masks: what is no candidate.
         shared: (rows, rows) which positives a row has, its own included; its score is then the logsumexp of theirs.
-        begin: first row that is scored (this process's first).
-        end: the row after the last one.
-        divisor: see `contrast`.
-        weights: see `contrast`.
+        scored: the rows that have a loss, and what theirs count.
         tile: see `contrast`.
         prefixes: ascending sizes to which all texts are cut and then normalised, and their weights.
 
@@ -106,12 +100,11 @@ def multiple_negatives_ranking(
             excluded = any_of(not_own[direction], masks(left, "negative"))
             blocks.append(Block(left, "negative", group, "candidate", excluded, hard_boost if left == "anchor" else None))
     strength = hardness_strength if hardness_mode else 0.0
-    span: dict[str, Any] = {"begin": begin, "end": end, "divisor": divisor, "weights": weights, "tile": tile}
     if prefixes is None:
-        return contrast(texts, blocks, scale=scale, strength=strength, similarity=similarity, **span)
+        return contrast(texts, blocks, scale=scale, strength=strength, similarity=similarity, scored=scored, tile=tile)
     if isinstance(scale, Tensor) or similarity not in ("cosine", "dot"):
         raise ValueError("prefixes are compared by cosine, with a scale that is a number")
-    return contrast_prefixes(texts, blocks, *prefixes, scale=scale, strength=strength, **span)
+    return contrast_prefixes(texts, blocks, *prefixes, scale=scale, strength=strength, scored=scored, tile=tile)
 
 
 def listwise_softmax(
@@ -146,10 +139,7 @@ def mega_batch_margin(
     positive_margin: float = 0.8,
     negative_margin: float = 0.3,
     excluded: Mask | None = None,
-    begin: int = 0,
-    end: int | None = None,
-    divisor: float | None = None,
-    weights: Tensor | None = None,
+    scored: Scored = ALL_ROWS,
     tile: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Hinges on the cosine of the positive and of the hardest other document (Wieting and Gimpel 2018, P18-1042).
@@ -160,17 +150,14 @@ def mega_batch_margin(
         positive_margin: the positive's cosine should be at least this.
         negative_margin: the hardest other document's cosine should be at most this.
         excluded: True where a document is not looked at.
-        begin: first row that is scored.
-        end: the row after the last one.
-        divisor: see `contrast`.
-        weights: see `contrast`.
+        scored: the rows that have a loss, and what theirs count.
         tile: rows of a tile.
 
     Returns:
         The loss and the number of scored rows with a hinge above 0.
     """
     anchors, positives = unit(anchors), unit(positives)
-    end = len(anchors) if end is None else end
+    begin, end = scored.span(len(anchors))
     places = [torch.zeros(0, dtype=torch.int64, device=anchors.device)]
     alone = [torch.zeros(0, dtype=torch.bool, device=anchors.device)]
     with torch.no_grad():
@@ -187,6 +174,6 @@ def mega_batch_margin(
     short = positive_margin - (own * positives[begin:end]).sum(1)
     over = ((own * positives[torch.cat(places)]).sum(1) - negative_margin).masked_fill(torch.cat(alone), -math.inf)
     rows = short.relu() + over.relu()
-    rows = rows if weights is None else rows * weights.to(rows)
-    loss = rows.sum() / max(float(end - begin if divisor is None else divisor), 1e-9)
+    rows = rows if scored.weights is None else rows * scored.weights.to(rows)
+    loss = rows.sum() * scored.share(len(anchors))
     return loss + nan_unless_finite(anchors, positives), ((short > 0) | (over > 0)).sum()

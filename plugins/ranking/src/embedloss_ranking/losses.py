@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embedloss.activations import activation_name
-from embedloss.contrast import nan_unless_finite
+from embedloss.contrast import Scored, nan_unless_finite
 from embedloss.distributed import sum_over_processes
 from embedloss.embeddings import Embeddings, Scores
 from embedloss.errors import EmbedlossError
@@ -61,14 +61,9 @@ _COSINE = must_be("a cosine, so in [-1, 1]", lambda value: -1 <= value <= 1)
 class _InBatch(InBatchLoss):
     """What the in-batch losses of this family share."""
 
-    def span(self, emb: Embeddings) -> dict[str, Any]:
-        """The arguments by which a process scores its own rows, so that the mean over processes is that over all rows."""
-        return {
-            "begin": emb.row_offset,
-            "end": emb.row_offset + len(emb),
-            "divisor": emb.pool_size / emb.world_size,
-            "weights": emb.row_weights(),
-        }
+    def scored(self, emb: Embeddings) -> Scored:
+        """A process's own rows, divided so that the mean over processes is that over all rows."""
+        return Scored(emb.row_offset, emb.row_offset + len(emb), emb.pool_size / emb.world_size, emb.row_weights())
 
     def output(self, loss: Tensor, active: Tensor, emb: Embeddings) -> LossOutput:
         """The loss, not a number where the judge is broken, and `active`, the share of rows that have something to learn."""
@@ -117,7 +112,7 @@ class _InBatchSoftmax(_InBatch):
             masks=self.masks(emb),
             shared=self.shared(emb),
             **self.settings(),
-            **self.span(emb),
+            scored=self.scored(emb),
             **prefixes,
         )
 
@@ -352,7 +347,7 @@ class MegaBatchMarginLoss(_InBatch):
             negative_margin=self.negative_margin,
             excluded=self.masks(emb)("anchor", "positive"),
             tile=self.mini_batch_size if self.use_mini_batched_version else max(len(emb), 1),
-            **self.span(emb),
+            scored=self.scored(emb),
         )
         return self.output(loss, active, emb)
 
