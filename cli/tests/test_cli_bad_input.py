@@ -103,6 +103,7 @@ CASES = {
     "YAML broken": ({"run.yaml": "a: [1\n"}, "train run.yaml"),
     "YAML no mapping": ({"run.yaml": "- a\n"}, "train run.yaml"),
     "YAML missing": ({}, "train gone.yaml"),
+    "data where the YAML stands": ({"data.jsonl": ROWS}, "train data.jsonl"),
     "set without value": ({"data.jsonl": ROWS}, "train --set epochs"),
     "set key unknown": ({"data.jsonl": ROWS}, "train --set epoch=3"),
     "setting out of range": ({"data.jsonl": ROWS}, "train --batch-size 0 --warmup -1"),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from embedloss.data import SUFFIXES
 from embedloss.errors import EmbedlossError
 from embedloss.mixing import Mix, Stop, shares
 from embedloss.training.data_config import data_sets, fold
@@ -292,6 +293,8 @@ def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
 def read_yaml(path: str) -> dict[str, Any]:
     """A YAML file as a mapping; E401 for a file that is missing or no mapping."""
     file = Path(path)
+    if file.suffix.lower() in set(SUFFIXES) - {".json"}:  # JSON is YAML
+        raise EmbedlossError("E401", f"'{path}' is data, not a configuration. Type: --data {path}")
     if not file.is_file():
         raise EmbedlossError("E401", f"configuration file '{path}' does not exist.")
     try:
