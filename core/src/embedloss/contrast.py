@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from embedloss.autograd import with_gradients
+from embedloss.embeddings import Embeddings
 from embedloss.in_batch import Mask
 from embedloss.products import Dot, Prefixes, Product, Through, across_norm
 from embedloss.similarity import inverse_norm
@@ -71,6 +72,11 @@ class Scored:
     end: int | None = None
     divisor: float | None = None
     weights: Tensor | None = None
+
+    @classmethod
+    def own(cls, emb: Embeddings, weights: Tensor | None = None) -> Scored:
+        """A process's own rows, divided so that the mean over processes is that over all rows."""
+        return cls(emb.row_offset, emb.row_offset + len(emb), emb.pool_size / emb.world_size, weights)
 
     def span(self, rows: int) -> tuple[int, int]:
         """The first row, and the one after the last, of so many."""

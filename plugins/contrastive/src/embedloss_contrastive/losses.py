@@ -200,6 +200,6 @@ class ContrastiveTensionLossInBatchNegatives(_TwinLoss):
             ],
             scale=scale,
             similarity=self.similarity_fct,
-            scored=Scored(emb.row_offset, emb.row_offset + len(emb), emb.pool_size / emb.world_size),
+            scored=Scored.own(emb),
         )
         return LossOutput.of(total, scale=torch.as_tensor(scale))

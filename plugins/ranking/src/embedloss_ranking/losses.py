@@ -61,10 +61,6 @@ _COSINE = must_be("a cosine, so in [-1, 1]", lambda value: -1 <= value <= 1)
 class _InBatch(InBatchLoss):
     """What the in-batch losses of this family share."""
 
-    def scored(self, emb: Embeddings) -> Scored:
-        """A process's own rows, divided so that the mean over processes is that over all rows."""
-        return Scored(emb.row_offset, emb.row_offset + len(emb), emb.pool_size / emb.world_size, emb.row_weights())
-
     def output(self, loss: Tensor, active: Tensor, emb: Embeddings) -> LossOutput:
         """The loss, not a number where the judge is broken, and `active`, the share of rows that have something to learn."""
         (loss,) = self.judged(emb, loss)
@@ -112,7 +108,7 @@ class _InBatchSoftmax(_InBatch):
             masks=self.masks(emb),
             shared=self.shared(emb),
             **self.settings(),
-            scored=self.scored(emb),
+            scored=Scored.own(emb, emb.row_weights()),
             **prefixes,
         )
 
@@ -347,7 +343,7 @@ class MegaBatchMarginLoss(_InBatch):
             negative_margin=self.negative_margin,
             excluded=self.masks(emb)("anchor", "positive"),
             tile=self.mini_batch_size if self.use_mini_batched_version else max(len(emb), 1),
-            scored=self.scored(emb),
+            scored=Scored.own(emb, emb.row_weights()),
         )
         return self.output(loss, active, emb)
 
