@@ -1,9 +1,9 @@
 """Peak memory of one training step against the size of the batch, plain and with recomputation at a fixed chunk.
 
-    python tests/bench/recompute_memory.py [--quick] [--write FILE]
+    python tests/bench/recompute_memory.py [--quick]
 
 Each number is the highest resident memory of a process of its own: a random BERT of two layers and 384 dimensions, pairs of
-texts of 16 tokens, mnrl, one forward and one backward pass. FILE is a page with the markers of this table.
+texts of 16 tokens, mnrl, one forward and one backward pass.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 from fresh import resident
 
 BATCHES = (256, 1024, 4096, 16384)
 CHUNK_TOKENS, WORDS, DIMENSION = 512, 14, 384
 LARGEST_PLAIN = 1024  # beyond it the activations do not fit into the memory of a small machine
-BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
 
 
 def peak() -> float:
@@ -91,18 +89,12 @@ def section(quick: bool = False) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="up to 1,024 rows")
-    parser.add_argument("--write", metavar="FILE", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "ROWS", "RECOMPUTE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         model, rows, recompute = options.one
         return measure(model, int(rows), recompute == "1")
-    made = section(options.quick)
-    print(made)
-    if options.write:
-        text = options.write.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        options.write.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(section(options.quick))
     return None
 
 

@@ -53,7 +53,7 @@ Beside sentence-transformers 6.2.0, in turn, every run in a fresh process; media
 names no number. Peak memory is the largest resident size of the process (on a GPU, the most that torch had allocated). Speed
 above 1 and memory below 1 are in our favour. Absolute times are the machine's own, and two runs of one command differ by up to
 15%. GPU tables (`--cuda`: float32 and bfloat16, up to 65,536 rows a step) have not been run. Memory of LambdaLoss by the length
-of its lists: [rerankers](results/rerankers.md); gathering: [scaling](scaling.md).
+of its lists: [rerankers](results/rerankers.md); the formulas of gathering and recomputation: [scaling](scaling.md).
 
 ```text
 {command}

@@ -1,9 +1,9 @@
 """Gathering over gloo processes: seconds and bytes of a step, beside the formula of docs/scaling.md.
 
-    python tests/bench/scale.py [--quick] [--rows 256] [--write docs/scaling.md]
+    python tests/bench/scale.py [--quick] [--rows 256]
 
 `mnrl` from ready embeddings of 384 numbers on 2 and 4 one-threaded processes of this machine. The bytes are counted where
-torch.distributed is called. FILE is a page with the markers of this table.
+torch.distributed is called.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fresh import head, row
 
 DIMENSION = 384
-BEGIN, END = "<!-- processes: begin -->", "<!-- processes: end -->"
 
 
 def child(folder: str, rows: int, steps: int, rank: int, count: int) -> None:
@@ -147,17 +146,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="five steps")
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--write", metavar="FILE", type=Path)
     if sys.argv[1:2] == ["--child"]:
         folder, rows, steps, rank, count = sys.argv[2:]
         return child(folder, int(rows), int(steps), int(rank), int(count))
     options = parser.parse_args()
-    made = section(options.quick, options.rows)
-    print(made)
-    if options.write:
-        text = options.write.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        options.write.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(section(options.quick, options.rows))
     return None
 
 
